@@ -1,0 +1,35 @@
+"""synccache: caching policies for diffusion transformers, compiled into the model.
+
+    compiled = synccache.compile(model, policy="asymmetric", mem_budget="24GB")
+"""
+
+from synccache import policies as policies
+from synccache.compiler import compile as compile
+from synccache.errors import (
+    CaptureError,
+    MatchError,
+    PlanError,
+    PolicyError,
+    StateError,
+    SynccacheError,
+    VerifyError,
+)
+from synccache.fx.cached_model import CachedModel
+from synccache.planner import Plan
+from synccache.policies.dsl import Policy, Rule
+
+__all__ = [
+    "CachedModel",
+    "CaptureError",
+    "MatchError",
+    "Plan",
+    "PlanError",
+    "Policy",
+    "PolicyError",
+    "Rule",
+    "StateError",
+    "SynccacheError",
+    "VerifyError",
+    "compile",
+    "policies",
+]

@@ -1,0 +1,235 @@
+"""``compile``: the pipeline, top to bottom.
+
+    capture -> tag -> match -> plan -> rewrite -> verify
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+from synccache.errors import MatchError, PlanError, PolicyError
+from synccache.fx.cached_model import CachedModel
+from synccache.fx.capture import Captured
+from synccache.fx.conditions import tag_inputs
+from synccache.fx.cost import chain_problem, lives_between, visual_flops
+from synccache.fx.hoist import hoistable
+from synccache.fx.masks import token_masks
+from synccache.fx.match import RuleMatch, main_stream, match
+from synccache.fx.program import ResidualProgram, residual_program
+from synccache.fx.regions import Layout, lay_out
+from synccache.fx.rewrite import rewrite
+from synccache.fx.variant import Variant
+from synccache.planner import Plan, parse_bytes, plan_chain
+from synccache.policies import by_name, from_json
+from synccache.policies.dsl import MaskWeight, Policy, RelativeL1, measured_signals
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the caller asked ``compile`` for, checked."""
+
+    policy: Policy
+    mem_budget: int | None
+    cache_ratio: float | None
+    conditions: Mapping[str, Sequence[str]] | None
+    masks: Mapping[str, Tensor]
+    verify: bool
+
+
+def compile(
+    model: nn.Module,
+    policy: str | Path | Policy = "asymmetric",
+    mem_budget: str | int | None = None,
+    *,
+    cache_ratio: float | None = None,
+    conditions: Mapping[str, Sequence[str]] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
+    verify: bool = True,
+) -> CachedModel:
+    """The model with a caching policy compiled into it; call it as you call the model.
+
+    Returns at once: the first forward is recorded while it computes. Weights are shared with
+    ``model``, not copied.
+
+    Args:
+        model: any diffusion transformer, unmodified. Put in evaluation mode first.
+        policy: a name from ``synccache.policies``, a ``Policy``, or the path of its JSON file.
+        mem_budget: bytes of everything the model uses on its device (weights, activations,
+            caches): an int, or a text such as "24GB" (24e9) or "24GiB" (24 * 2**30).
+        cache_ratio: share in (0, 1] of the audio branches that segments are cut at, as in
+            SyncCache (arXiv 2606.30849).
+        conditions: names of forward arguments by condition, e.g. ``{"audio": ["audio_input"]}``;
+            what is not named is found by the argument's own name.
+        masks: token masks in [0, 1] by name: [tokens], [batch, tokens], or a [frames, height,
+            width] grid that divides into the tokens.
+        example: ``(args, kwargs)`` of one forward to record now instead of at the first call.
+        verify: replay the recording once and demand the same bits.
+
+    Raises:
+        PolicyError, PlanError: at once, for what can be seen without running the model.
+        CaptureError, MatchError, VerifyError: at the first forward (or now, with ``example``).
+    """
+    if not isinstance(model, nn.Module):
+        raise PolicyError(
+            f"compile() takes a torch.nn.Module, got {type(model).__name__}.",
+            hint="Pass the transformer itself, e.g. pipe.transformer.",
+        )
+    request = Request(
+        policy=_policy(policy),
+        mem_budget=None if mem_budget is None else parse_bytes(mem_budget),
+        cache_ratio=_ratio(cache_ratio),
+        conditions=conditions,
+        masks=dict(masks or {}),
+        verify=verify,
+    )
+    compiled = CachedModel(model, request, build_variant)
+    if example is not None:
+        compiled.record(*example)
+    return compiled
+
+
+def _policy(policy: object) -> Policy:
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, Path) or isinstance(policy, str) and policy.endswith(".json"):
+        try:
+            text = Path(policy).read_text(encoding="utf-8")
+        except OSError as problem:
+            raise PolicyError(f"the policy file {policy} cannot be read: {problem}.") from problem
+        return from_json(text)
+    if isinstance(policy, str):
+        return by_name(policy)
+    raise PolicyError(f"policy must be a name, a Policy or a JSON file, got {policy!r}.")
+
+
+def _ratio(ratio: object) -> float | None:
+    if ratio is None:
+        return None
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+        raise PlanError(f"cache_ratio must lie in (0, 1], got {ratio!r}.")
+    return float(ratio)
+
+
+def build_variant(
+    model: nn.Module, request: Request, captured: Captured, guidance_branches: int, name: str
+) -> Variant:
+    """From a recording to an emitted graph, for a number of guidance branches."""
+    started = time.perf_counter()
+    policy = request.policy
+    tags = tag_inputs(captured, request.conditions)
+    hoisted = hoistable(captured, tags)
+    program = _program(model, captured, tags, needed=bool(policy.rules))
+    matches = match(policy, program, type(model).__name__) if program else ()
+    base = _base_layout(program, matches)
+    masks = token_masks(request.masks, _mask_tokens(program)) if program else {}
+    plan = _plan(model, request, program, matches, base, hoisted, guidance_branches, masks)
+    layout = _merged(program, matches, base, plan) if program else base
+    planned = time.perf_counter()
+    emitted = rewrite(
+        model, program, captured, matches, layout, hoisted, name=name,
+        find_mask=bool(_wants_mask(matches) - set(masks)),
+    )  # fmt: skip
+    return Variant(
+        captured=captured, tags=tags, program=program, matches=matches, layout=layout, plan=plan,
+        emitted=emitted, masks=masks, visual_flops=visual_flops(program) if program else 0,
+        guidance_branches=guidance_branches, plan_seconds=planned - started,
+        rewrite_seconds=time.perf_counter() - planned,
+    )  # fmt: skip
+
+
+def _program(
+    model: nn.Module, captured: Captured, tags: Mapping[Node, str], *, needed: bool
+) -> ResidualProgram | None:
+    """The residual program; for policies without rules a model without streams will do."""
+    try:
+        return residual_program(model, captured, tags)
+    except MatchError:
+        if needed:
+            raise
+        return None
+
+
+def _base_layout(program: ResidualProgram | None, matches: tuple[RuleMatch, ...]) -> Layout:
+    if program is None:
+        return Layout((), frozenset())
+    skip = {index: rule for rule, m in enumerate(matches) for index in m.skip}
+    return lay_out(program, skip, _probes(matches))
+
+
+def _probes(matches: tuple[RuleMatch, ...]) -> list[Any]:
+    return [n for m in matches for taps in m.taps.values() for n in taps.nodes]
+
+
+def _wants_mask(matches: tuple[RuleMatch, ...]) -> set[str]:
+    names = set()
+    for found in matches:
+        for signal in measured_signals(found.rule.when):
+            while not isinstance(signal, RelativeL1):
+                signal = signal.of  # type: ignore[attr-defined]
+            if isinstance(signal.weight, MaskWeight):
+                names.add(signal.weight.name)
+    return names
+
+
+def _mask_tokens(program: ResidualProgram) -> int:
+    shape = program.of_stream(main_stream(program))[0].before.meta["shape"]
+    tokens = 1
+    for size in shape[1:-1]:
+        tokens *= size
+    return tokens
+
+
+def _plan(
+    model: nn.Module, request: Request, program: ResidualProgram | None, matches: tuple[RuleMatch, ...],
+    layout: Layout, hoisted: dict[Any, int], guidance_branches: int, masks: Mapping[str, Tensor],
+) -> Plan | None:  # fmt: skip
+    if program is None:
+        return None
+    problem = chain_problem(
+        model, program, matches, layout, hoisted, leader=request.policy.leader,
+        guidance_branches=guidance_branches,
+        masks=_mask_bytes(matches, masks, program, guidance_branches),
+    )  # fmt: skip
+    planned = bool(matches) and all(m.planned for m in matches) and len(matches) == 1
+    plan = plan_chain(
+        problem, policy=request.policy.name, model=type(model).__name__, mem_budget=request.mem_budget,
+        cache_ratio=request.cache_ratio if planned else None,
+    )  # fmt: skip
+    if not planned and len(plan.regions) != len(layout.regions):
+        raise PlanError(
+            f"the budget of {request.mem_budget} bytes would need {len(layout.regions)} regions merged "
+            f"into {len(plan.regions)}, but this policy does not say segments(...).",
+            where=plan.where, hint="Raise mem_budget, or write Rule(skip=segments(...)).",
+        )  # fmt: skip
+    return plan
+
+
+def _mask_bytes(
+    matches: tuple[RuleMatch, ...], masks: Mapping[str, Tensor], program: ResidualProgram, branches: int
+) -> int:  # fmt: skip
+    given = sum(m.numel() * m.element_size() for m in masks.values())
+    batch = program.of_stream(main_stream(program))[0].before.meta["shape"][0]
+    found = 4 * batch * _mask_tokens(program) * branches if _wants_mask(matches) - set(masks) else 0
+    return given + found
+
+
+def _merged(
+    program: ResidualProgram, matches: tuple[RuleMatch, ...], base: Layout, plan: Plan | None
+) -> Layout:  # fmt: skip
+    """The layout with the plan's segments: live branches that it absorbs are skipped too."""
+    if plan is None or all(r.first_gap == r.last_gap for r in plan.regions):
+        return base
+    skip = {index: rule for rule, m in enumerate(matches) for index in m.skip}
+    for region in plan.regions:
+        for gap in range(region.first_gap, region.last_gap):
+            rule = base.regions[gap].rule
+            skip.update({index: rule for index in lives_between(program, base, gap)})
+    return lay_out(program, skip, _probes(matches))

@@ -1,0 +1,1 @@
+"""Everything that touches torch: capture, residual program, regions, rewriting, running."""

@@ -1,0 +1,156 @@
+"""``capture(model, args, kwargs)``: one real forward, recorded; its result goes to the caller."""
+
+from __future__ import annotations
+
+import gc
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+from torch.utils.weak import TensorWeakRef
+
+from synccache.errors import CaptureError
+from synccache.fx.inputs import Path, Structure, bind, flatten
+from synccache.fx.recorder import Frame, Recorder, Unplaceable
+
+_ATTEMPTS = 12  # modules closed one by one before giving up
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A recorded forward: an opened graph, and what is needed to call it like the model.
+
+    ``graph`` has one placeholder per input tensor and one flat output tuple; nodes carry
+    ``shape, dtype, device, seconds, flops, frame, autocast`` in ``meta``.
+    """
+
+    graph: Graph
+    frames: tuple[Frame, ...]
+    depends: dict[Node, int]
+    placeholders: tuple[Node, ...]
+    input_paths: tuple[Path, ...]  # parameter name, then keys and indices inside it
+    result: Structure
+    constants: dict[str, Any]
+    autocast: tuple[Any, ...]
+    seconds: float
+    closed: tuple[str, ...]
+
+    def parameter_of(self, placeholder: Node) -> str:
+        """The forward parameter that a placeholder came from."""
+        return self.input_paths[self.placeholders.index(placeholder)][0]
+
+
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str] = frozenset()
+) -> tuple[Any, Captured]:
+    """The forward's own result, and its recording.
+
+    Args:
+        closed: paths of modules that must not be opened.
+
+    Raises:
+        CaptureError: a tensor appears that no recorded operation made, and closing the module it
+            appears in does not help.
+    """
+    before = _tensors_alive()
+    rng = torch.get_rng_state()
+    for _ in range(_ATTEMPTS):
+        try:
+            return _record(model, args, kwargs, closed, before)
+        except Unplaceable as problem:
+            if problem.path == "" or problem.path in closed:
+                raise CaptureError(
+                    f"a tensor appears at {problem.line} that no torch operation of this forward made "
+                    "(an extension, numpy, or a value kept from another call).",
+                    where=type(model).__name__,
+                    hint="Move that code into a sub-module; synccache then calls it as a whole.",
+                ) from problem
+            closed = closed | {problem.path}
+            torch.set_rng_state(rng)
+    raise CaptureError(
+        f"{len(closed)} modules had to stay closed and more are needed: {sorted(closed)}.",
+        where=type(model).__name__,
+    )
+
+
+def _record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str],
+    before: dict[int, TensorWeakRef],
+) -> tuple[Any, Captured]:  # fmt: skip
+    arguments = bind(model.forward, args, kwargs)
+    tensors, _, paths = flatten(arguments)
+
+    def born_before(tensor: torch.Tensor) -> bool:
+        reference = before.get(id(tensor))
+        return reference is not None and reference() is tensor
+
+    recorder = Recorder(model, closed, born_before)
+    for tensor, path in zip(tensors, paths):
+        recorder.add_input(_identifier("_".join(path)), tensor)
+    started = time.perf_counter()
+    with recorder.recording():
+        out = model.forward(*args, **kwargs) if not _has_hooks(model) else _call_hooked(recorder, model, args, kwargs)
+        results, structure, _ = flatten(out)
+        recorder.paused = True
+        nodes = tuple(recorder.node_of(t) for t in results)
+    seconds = time.perf_counter() - started
+    recorder.graph.output(nodes)
+    for position, node in enumerate(recorder.graph.nodes):
+        node.meta["position"] = position
+    return out, Captured(
+        graph=recorder.graph, frames=tuple(recorder.frames), depends=recorder.depends,
+        placeholders=tuple(recorder.placeholders), input_paths=tuple(paths), result=structure,
+        constants=recorder.constants, autocast=recorder.autocast, seconds=seconds,
+        closed=tuple(sorted(closed)),
+    )  # fmt: skip
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    return bool(model._forward_hooks or model._forward_pre_hooks)
+
+
+def _call_hooked(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any) -> Any:
+    raise CaptureError(
+        f"{type(model).__name__} has {len(model._forward_hooks) + len(model._forward_pre_hooks)} forward "
+        "hooks on the model itself, which the captured forward would bypass.",
+        hint="Remove them, or put them on a sub-module.",
+    )
+
+
+def _tensors_alive() -> dict[int, TensorWeakRef]:
+    """Tensors that exist now: the only ones a recording may take for constants."""
+    return {id(o): TensorWeakRef(o) for o in gc.get_objects() if issubclass(type(o), torch.Tensor)}
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"\W", "_", name) or "input"
+
+
+class Constants(nn.Module):
+    """Holds tensors and objects that the recorded forward met and that no module owns."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__()
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def graph_module(
+    model: nn.Module, constants: dict[str, Any], graph: Graph, name: str,
+    children: dict[str, nn.Module] | None = None,
+) -> GraphModule:  # fmt: skip
+    """A ``GraphModule`` that refers to the model's own modules instead of copying them."""
+    root = nn.Module()
+    root.model = model
+    root.constants = Constants(constants)
+    for child, value in (children or {}).items():
+        setattr(root, child, value)
+    module = GraphModule(root, graph, class_name=name)
+    for child, value in (("model", model), ("constants", root.constants)):
+        module._modules.pop(child, None)
+        setattr(module, child, value)
+    return module

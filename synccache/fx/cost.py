@@ -1,0 +1,159 @@
+"""Bytes and FLOPs of a recorded forward, and the planner's problem made of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from torch import nn
+from torch.fx import Node
+
+from synccache.fx.capture import Captured
+from synccache.fx.match import RuleMatch
+from synccache.fx.program import ResidualProgram
+from synccache.fx.regions import Layout, Region
+from synccache.fx.runtime import history
+from synccache.planner import ChainProblem, Gap, Live, segment_table
+from synccache.policies import dsl
+from synccache.policies.dsl import AUDIO, FIRST_BRANCH, HoldResidual, Leader
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers; memory shared between them counts once."""
+    sizes = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        storage = tensor.untyped_storage()
+        sizes[storage._cdata] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def activation_peak_bytes(captured: Captured) -> int:
+    """The most bytes of intermediates alive at once, each freed after its last use.
+
+    Views share the memory of what they view. Memory inside a leaf (attention workspace) is not seen.
+    """
+    home: dict[Node, Node] = {}
+    for node in captured.graph.nodes:
+        shared = [n for n in node.all_input_nodes if n.meta.get("storage") == node.meta.get("storage")]
+        home[node] = home[shared[0]] if shared and "storage" in node.meta else node
+    last: dict[Node, int] = {}
+    for node in captured.graph.nodes:
+        for operand in node.all_input_nodes:
+            last[home[operand]] = node.meta["position"]
+    freed: dict[int, int] = defaultdict(int)
+    alive = peak = 0
+    for node in captured.graph.nodes:
+        made_here = home[node] is node and node.op not in ("placeholder", "get_attr")
+        size = node.meta.get("storage_bytes", 0) if made_here else 0
+        alive += size
+        peak = max(peak, alive)
+        if made_here:
+            freed[last.get(node, node.meta["position"])] += size
+        alive -= freed.pop(node.meta["position"], 0)
+    return peak
+
+
+def node_bytes(node: Node) -> int:
+    """Bytes of one tensor of this shape and dtype."""
+    count = 1
+    for size in node.meta["shape"]:
+        count *= size
+    return count * int(node.meta["dtype"].itemsize)
+
+
+def invariant_bytes(captured: Captured, hoisted: dict[Node, int]) -> int:
+    """Bytes of the step-invariant values that emitted graphs keep; shared memory counts once."""
+    sizes = {}
+    for node in hoisted:
+        if any(u not in hoisted or hoisted[u] != hoisted[node] for u in node.users):
+            sizes[node.meta.get("storage", node)] = node.meta.get("storage_bytes", 0)
+    return sum(sizes.values())
+
+
+def visual_flops(program: ResidualProgram) -> int:
+    """FLOPs of one forward in branches that read no audio: what caching is there to save."""
+    return sum(b.flops for b in program.branches if AUDIO not in b.reads)
+
+
+def probe_bytes(matches: Sequence[RuleMatch], leader: Leader) -> tuple[int, int]:
+    """Bytes that gates keep: (for each guidance branch, once)."""
+    total = 0
+    for found in matches:
+        kept = {
+            (s.probe, s.since)
+            for s in _measures(found.rule.when)
+        }  # fmt: skip
+        total += sum(node_bytes(found.taps[probe].after) for probe, _ in kept)
+    return (0, total) if leader is FIRST_BRANCH else (total, 0)
+
+
+def _measures(condition: dsl.Condition) -> list[dsl.RelativeL1]:
+    found = []
+    for signal in dsl.measured_signals(condition):
+        while not isinstance(signal, dsl.RelativeL1):
+            signal = signal.of  # type: ignore[attr-defined]
+        found.append(signal)
+    return found
+
+
+def chain_problem(
+    model: nn.Module, program: ResidualProgram, matches: Sequence[RuleMatch], layout: Layout,
+    hoisted: dict[Node, int], *, leader: Leader, guidance_branches: int, masks: int,
+) -> ChainProblem:  # fmt: skip
+    """What the planner needs to know of this model, policy and these shapes."""
+    regions = layout.regions
+    lives = [_lives_between(program, a, b, layout) for a, b in zip(regions, regions[1:])]
+    fixed, shared = probe_bytes(matches, leader)
+    predictors = {type(m.rule.reuse) for m in matches} or {HoldResidual}
+
+    def merged(first: int, end: int) -> int:
+        if all(lives[i] for i in range(first, end - 1)):
+            streams = {run.branches[0].stream: run for r in regions[first:end] for run in r.runs}
+            return sum(node_bytes(run.before) for run in streams.values())
+        return sum(r.held_bytes for r in regions[first:end])
+
+    audio = [b for b in program.branches if AUDIO in b.reads]
+    return ChainProblem(
+        gaps=tuple(
+            Gap(name=f"region {r.index}", labels=r.label, seconds=_seconds(r),
+                flops=sum(b.flops for b in r.branches), held_bytes=merged(i, i + 1))
+            for i, r in enumerate(regions)
+        ),
+        lives=tuple(_live_group(program, group, i) for i, group in enumerate(lives)),
+        live_total=len(audio),
+        merged_bytes=segment_table(len(regions), merged),
+        weights_bytes=weights_bytes(model),
+        activation_bytes=activation_peak_bytes(program.captured),
+        guidance_branches=guidance_branches,
+        dtype=str(regions[0].runs[0].before.meta["dtype"]).removeprefix("torch.") if regions else "none",
+        predictor=", ".join(sorted(p.__name__ for p in predictors)),
+        tensors_per_segment=max((history(m.rule.reuse) for m in matches), default=1),
+        fixed_bytes_per_branch=invariant_bytes(program.captured, hoisted) + fixed,
+        shared_bytes=shared + masks,
+    )  # fmt: skip
+
+
+def _seconds(region: Region) -> float:
+    return float(sum(b.seconds for b in region.branches))
+
+
+def _lives_between(program: ResidualProgram, a: Region, b: Region, layout: Layout) -> list[int]:
+    skipped = {x.index for r in layout.regions for x in r.branches}
+    first, last = a.branches[-1].index, b.branches[0].index
+    return [i for i in range(first + 1, last) if i not in skipped]
+
+
+def lives_between(program: ResidualProgram, layout: Layout, gap: int) -> list[int]:
+    """Indices of the live branches between region ``gap`` and the next."""
+    return _lives_between(program, layout.regions[gap], layout.regions[gap + 1], layout)
+
+
+def _live_group(program: ResidualProgram, group: list[int], index: int) -> Live:
+    found = [program.branches[i] for i in group]
+    return Live(
+        name=" + ".join(b.label for b in found) or f"cut {index + 1}",
+        count=sum(AUDIO in b.reads for b in found),
+        seconds=float(sum(b.seconds for b in found)),
+        flops=sum(b.flops for b in found),
+        bytes=0,
+    )

@@ -1,0 +1,113 @@
+"""What need not be computed again: values that depend on no input that the loop changes.
+
+    k = to_k(encode(audio))         ->  invariant_audio(audio)   once a trajectory
+    freqs = table[:n].expand(...)   ->  constants()              once a trajectory
+
+Exact: the same operations on the same tensors, kept while the inputs are the same objects with the
+same version. A module that mixes such values with others is opened only where it pays.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from torch.fx import Node
+
+from synccache.fx.capture import Captured
+from synccache.fx.conditions import SAMPLE
+from synccache.fx.dataflow import ancestors
+from synccache.fx.recorder import Frame
+
+MIN_SHARE = 0.01  # of a top-level module's FLOPs: opening it for less makes code longer for nothing
+_RANDOM = {
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal",
+    "normal_", "uniform_", "bernoulli", "bernoulli_", "multinomial", "dropout", "exponential_",
+    "empty", "empty_like", "new_empty", "random_",
+}  # fmt: skip
+
+
+def hoistable(captured: Captured, tags: Mapping[Node, str]) -> dict[Node, int]:
+    """Node -> bit mask of the inputs it depends on, for nodes worth computing once."""
+    variant = 0
+    for node, tag in tags.items():
+        if tag in (SAMPLE, "timestep"):
+            variant |= captured.depends[node]
+    free = _invariant_nodes(captured, variant)
+    free -= _written_later(captured, free)
+    free = _closed(captured, _worthwhile(captured, free))
+    return {n: captured.depends[n] for n in free}
+
+
+def _invariant_nodes(captured: Captured, variant: int) -> set[Node]:
+    found: set[Node] = set()
+    moving: set[Node] = set()
+    for node in captured.graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        random = name in _RANDOM or (node.op == "call_module" and node.meta.get("random", False))
+        if random or captured.depends[node] & variant or any(n in moving for n in node.all_input_nodes):
+            moving.add(node)
+        else:
+            found.add(node)
+    return found
+
+
+def _written_later(captured: Captured, free: set[Node]) -> set[Node]:
+    """Values whose memory an operation of every step writes to, and what is made from them."""
+    reach = ancestors(captured.graph)
+    spoiled: set[Node] = set()
+    for write in captured.graph.nodes:
+        if "after_reads" not in write.meta or write in free:
+            continue
+        for node in free:
+            same = node.meta.get("storage") == write.meta.get("storage")
+            if same and reach[write] & (1 << node.meta["position"]):
+                spoiled.add(node)
+    return spoiled
+
+
+def _closed(captured: Captured, chosen: set[Node]) -> set[Node]:
+    """Without nodes that need an invariant value which is not itself chosen."""
+    kept: set[Node] = set()
+    for node in captured.graph.nodes:
+        if node in chosen and all(
+            n in kept or n.op in ("placeholder", "get_attr") for n in node.all_input_nodes
+        ):
+            kept.add(node)
+    return kept
+
+
+def _worthwhile(captured: Captured, free: set[Node]) -> set[Node]:
+    """Drops invariant values inside top-level modules that would be opened for too little."""
+    total: dict[Frame, int] = defaultdict(int)
+    saved: dict[Frame, int] = defaultdict(int)
+    mixed: set[Frame] = set()
+    for node in captured.graph.nodes:
+        frame = node.meta.get("frame")
+        if frame is None or frame.parent is None or node.op in ("get_attr", "placeholder"):
+            continue
+        top = _top(frame)
+        total[top] += node.meta.get("flops", 0)
+        if node in free:
+            saved[top] += node.meta.get("flops", 0)
+        else:
+            mixed.add(top)
+    kept: set[Node] = set()
+    costly: set[Node] = set()  # nodes that some FLOPs went into
+    for node in captured.graph.nodes:
+        if node not in free:
+            continue
+        if node.meta.get("flops", 0) or any(n in costly for n in node.all_input_nodes):
+            costly.add(node)
+        frame = node.meta["frame"]
+        if frame.parent is None or (top := _top(frame)) not in mixed:
+            kept.add(node)
+        elif node in costly and saved[top] >= MIN_SHARE * total[top]:
+            kept.add(node)
+    return kept
+
+
+def _top(frame: Frame) -> Frame:
+    return frame.stack()[1]

@@ -1,0 +1,245 @@
+"""What a compiled model says of itself: its code, its regions, its last run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from torch.fx import Node
+
+from synccache.fx.gate import Gate
+from synccache.fx.program import Branch, ResidualProgram
+from synccache.fx.runtime import Invariant, SkipRegion, Trajectory, bytes_held
+from synccache.fx.variant import Variant
+from synccache.planner import format_bytes
+from synccache.policies.dsl import AUDIO
+
+if TYPE_CHECKING:
+    from synccache.fx.cached_model import CachedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Figures of one trajectory.
+
+    Attributes:
+        decisions: guidance branch -> one letter a step, C computed or S skipped (in part or whole).
+        executed_fraction: FLOPs of visual branches that ran, over those of the uncached model.
+        bytes_held: what the trajectory keeps between calls; planned_bytes: what the plan allowed.
+        forced: steps computed although the policy said skip, because nothing was held yet.
+        syncs: device-to-host transfers, one a call for the timestep and one a measuring gate.
+        captures: forwards recorded since compile(); seconds of recording, planning, rewriting.
+        note: why nothing was skipped, if so.
+    """
+
+    decisions: Mapping[Hashable, str]
+    executed_fraction: float
+    bytes_held: int
+    planned_bytes: int
+    forced: int
+    syncs: int
+    captures: int
+    capture_seconds: float
+    plan_seconds: float
+    rewrite_seconds: float
+    note: str
+
+
+def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
+    """Figures of a trajectory of ``compiled``."""
+    variant = compiled.variant
+    branches = trajectory.branches
+    decisions = {k: "".join(s.decisions) for k, s in branches.items()}
+    forwards = sum(len(d) for d in decisions.values())
+    skipped = sum(s.flops_skipped for s in branches.values())
+    total = variant.visual_flops * forwards
+    return Stats(
+        decisions=decisions,
+        executed_fraction=1.0 - skipped / total if total else 1.0,
+        bytes_held=bytes_held(trajectory),
+        planned_bytes=variant.plan.memory.cache_bytes if variant.plan else 0,
+        forced=sum(s.forced for s in branches.values()),
+        syncs=trajectory.syncs,
+        captures=compiled.captures,
+        capture_seconds=float(compiled._capture_seconds),
+        plan_seconds=variant.plan_seconds,
+        rewrite_seconds=variant.rewrite_seconds,
+        note=_note(variant, trajectory, decisions),
+    )
+
+
+def _note(variant: Variant, trajectory: Trajectory, decisions: Mapping[Hashable, str]) -> str:
+    if not variant.matches or any("S" in d for d in decisions.values()):
+        return ""
+    steps = max((len(d) for d in decisions.values()), default=0)
+    if steps <= 1:
+        return f"nothing was skipped: the trajectory has {steps} step; caching needs a second."
+    sums = [f"{v:.3g}" for s in trajectory.branches.values() for v in s.sums.values()]
+    rules = "; ".join(repr(m.rule.when) for m in variant.matches)
+    last = f" (last sums: {', '.join(sums)})" if sums else ""
+    return f"nothing was skipped in {steps} steps: the condition {rules} never held{last}."
+
+
+# ------------------------------------------------------------------------------- code
+
+
+def listing(variant: Variant) -> str:
+    """The emitted forward, one operation a line, with what it is as a comment."""
+    module = variant.emitted.module
+    code = re.sub(r";(  \w+ =)+ .*?None$", "", module.code.strip(), flags=re.M)
+    code = re.sub(r"(;  (\w+ = )+None)$", "", code, flags=re.M)
+    code = code.replace("synccache_fx_ops_", "")
+    nodes = {n.name: n for n in module.graph.nodes}
+    roles = _roles(variant)
+    lines = []
+    for line in _unpacked(code.splitlines()):
+        name = re.match(r"\s+(\w+)(?:, \w+)* = ", line)
+        node = nodes.get(name.group(1)) if name else None
+        remark = _remark(node, variant, roles) if node is not None else ""
+        lines.append(f"{line:<72}  # {remark}" if remark else line)
+    return "\n".join(lines) + "\n"
+
+
+def _unpacked(lines: list[str]) -> list[str]:
+    """``x = f(); a = item(x, 0); b = item(x, 1)`` as ``a, b = f()``."""
+    out: list[str] = []
+    for line in lines:
+        part = re.match(r"(\s+)(\w+) = item\((\w+), (\d+)\)$", line)
+        if part and out:
+            indent, name, source, index = part.groups()
+            whole = re.match(rf"\s+{source} = (.*)$", out[-1])
+            if whole and index == "0":
+                out[-1] = f"{indent}({name},) = {whole.group(1)}"
+                parts = {source: 1}
+                continue
+            names = re.match(r"\s+\(([\w, ]+?),?\) = (.*)$", out[-1])
+            if names and parts.get(source) == int(index):  # noqa: F821
+                parts[source] += 1
+                out[-1] = f"{indent}({names.group(1)}, {name}) = {names.group(2)}"
+                continue
+        out.append(line)
+    return [re.sub(r"\((\w+(?:, \w+)*),?\) = ", r"\1 = ", line) for line in out]
+
+
+def _roles(variant: Variant) -> dict[str, Branch]:
+    if variant.program is None:
+        return {}
+    return {b.label: b for b in variant.program.branches}
+
+
+def _remark(node: Node, variant: Variant, roles: Mapping[str, Branch]) -> str:
+    owner = variant.emitted.module
+    child = owner.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(child, Gate):
+        return f"gate: skip while {describe(child.condition)}"
+    if isinstance(child, SkipRegion):
+        region = variant.layout.regions[child.index]
+        return f"skip region: {region.label}, computed or the held residual added"
+    if isinstance(child, Invariant):
+        return "once a trajectory: depends on no input that the loop changes"
+    shape = node.meta.get("shape")
+    facts = [f"{list(shape)}"] if shape is not None else []
+    origin = node.meta.get("origin", "")
+    if origin:
+        facts.append(origin)
+    audio = [b for label, b in roles.items() if label == origin and AUDIO in b.reads]
+    if audio:
+        facts.append("live: reads audio")
+    if variant.program is not None and node.name in _probe_names(variant):
+        facts.append("probe")
+    return " ".join(facts)
+
+
+def _probe_names(variant: Variant) -> set[str]:
+    graph = variant.emitted.module.graph
+    gates = [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith("gate_")]
+    return {a.name for g in gates for a in g.args[1:] if isinstance(a, Node)}
+
+
+def describe(condition: Any) -> str:
+    """A condition in short words."""
+    text = repr(condition)
+    for pattern, short in (
+        (r"Counter\(name='(\w+)'\)", r"\1"),
+        (r"Blocks\(start=(\w+), stop=(\w+)\)", r"blocks[\1:\2]"),
+        (r"(?:left|of|right|probe|since|weight)=", ""),
+        (r", operator='([<>=]+)', limit=([\d.e+-]+)\)", r" \1 \2)"),
+        (r"Compare\(", "("),
+        (r", None\)", ")"),
+    ):
+        text = re.sub(pattern, short, text)
+    return text
+
+
+# --------------------------------------------------------------------------- explain
+
+
+def explanation(variant: Variant, request: Any) -> str:
+    """Conditions, streams and branches (repeating blocks folded), rules, plan."""
+    captured = variant.captured
+    lines = [f"policy      {request.policy.name}: {len(request.policy.rules)} rule(s)"]
+    inputs = ", ".join(f"{n.name} = {t}" for n, t in variant.tags.items())
+    lines.append(f"conditions  {inputs}")
+    lines.append(f"recorded    {len(captured.graph.nodes)} operations in {captured.seconds:.3f} s"
+                 + (f"; kept closed: {', '.join(captured.closed)}" if captured.closed else ""))  # fmt: skip
+    if variant.emitted.invariants:
+        lines.append(f"exact       kept once a trajectory: {', '.join(variant.emitted.invariants)}")
+    if variant.program is not None:
+        lines += _stream_lines(variant.program)
+        lines += _branch_table(variant)
+    for i, found in enumerate(variant.matches):
+        lines.append(f"rule {i + 1}      skip while {describe(found.rule.when)}")
+        lines.append(f"            {len(found.skip)} branches in "
+                     f"{sum(r.rule == i for r in variant.layout.regions)} regions, {found.rule.reuse!r}")  # fmt: skip
+    for name in sorted(_mask_names(variant)):
+        found_by = "given" if name in variant.masks else "found from what the audio branches write"
+        lines.append(f"mask        {name}: {found_by}")
+    if not variant.matches:
+        lines.append("skipped     nothing: the policy has no rules; only exact savings apply")
+    if variant.plan is not None:
+        lines += ["", str(variant.plan)]
+    return "\n".join(lines)
+
+
+def _mask_names(variant: Variant) -> set[str]:
+    text = " ".join(repr(m.rule.when) for m in variant.matches)
+    return set(re.findall(r"MaskWeight\(name='(\w+)'", text))
+
+
+def _stream_lines(program: ResidualProgram) -> list[str]:
+    return [
+        f"stream {s.index}    begins at {s.root.name} {list(s.root.meta['shape'])}, "
+        f"reads {', '.join(sorted(s.reads)) or 'nothing'}; {len(program.of_stream(s.index))} branches"
+        for s in program.streams
+    ]
+
+
+def _branch_table(variant: Variant) -> list[str]:
+    program = variant.program
+    assert program is not None
+    fate = {b.index: f"region {r.index}" for r in variant.layout.regions for b in r.branches}
+    total = sum(b.flops for b in program.branches) or 1
+    rows = [f"{'block':<10}{'branch':<34}{'kind':<11}{'reads':<26}{'FLOPs':>7}  on a skipped step"]
+    blocks = [list(g) for _, g in groupby(program.branches, key=lambda b: b.block)]
+    shapes = [tuple((b.kind, b.reads, b.stream, fate.get(b.index)) for b in g) for g in blocks]
+    start = 0
+    while start < len(blocks):
+        end = start
+        while end + 1 < len(blocks) and shapes[end + 1] == shapes[start]:
+            end += 1
+        name = str(start) if start == end else f"{start}-{end}"
+        for i, branch in enumerate(blocks[start]):
+            share = sum(blocks[k][i].flops for k in range(start, end + 1)) / total
+            reads = " ".join(sorted(branch.reads | {f"stream{s}" for s in branch.other_streams}))
+            rows.append(
+                f"{name if i == 0 else '':<10}{branch.label[-33:]:<34}{branch.kind.value:<11}{reads:<26}"
+                f"{share:>6.1%}  {fate.get(branch.index, 'live')}"
+            )
+        start = end + 1
+    return rows
+
+
+__all__ = ["Stats", "describe", "explanation", "format_bytes", "listing", "stats"]

@@ -1,0 +1,260 @@
+"""``rewrite``: a residual program with gates, skip regions and hoisted values, as a GraphModule.
+
+    h1 = self.blocks.0(h, t)            h1 = self.blocks.0(h, t)
+    h2 = self.blocks.1(h1, t)    ->     skip_0 = self.gate_0(call, h1)
+    h3 = h2 + self.audio.1(h2, a)       h2 = self.region_0(call, skip_0, h1, t)
+                                        h3 = h2 + self.audio_1(h2, k, v)
+
+Legal graph in, legal graph out; the recorded program is not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+from synccache.fx.capture import Captured
+from synccache.fx.emit import Emitter, Item, Key, assemble, call_graph, is_free, nodes_in, write_items
+from synccache.fx.gate import Gate
+from synccache.fx.match import RuleMatch, main_stream
+from synccache.fx.program import ResidualProgram
+from synccache.fx.regions import Layout, Region
+from synccache.fx.runtime import AudioWrites, Invariant, SkipRegion
+from synccache.policies import dsl
+
+TOP = "top"
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """An emitted graph and what is known of it.
+
+    ``module(call, *input tensors)`` returns the flat tuple of output tensors.
+    """
+
+    module: GraphModule
+    regions: tuple[Region, ...]
+    invariants: tuple[str, ...]
+    gates: int
+
+
+def rewrite(
+    model: nn.Module, program: ResidualProgram | None, captured: Captured,
+    matches: tuple[RuleMatch, ...], layout: Layout, hoisted: dict[Node, int], *,
+    name: str, find_mask: bool,
+) -> Rewritten:  # fmt: skip
+    """Emits the program with its regions guarded by gates.
+
+    Args:
+        hoisted: nodes to compute once, with the bit mask of the inputs they depend on.
+        find_mask: also watch what the audio branches write, for policies that weigh by a mask.
+    """
+    live = _live(captured, matches, layout)
+    unit_of = _units(captured, live, layout, hoisted)
+    ends = {run.after: region.index for region in layout.regions for run in region.runs}
+
+    def visible(node: Node, unit: Hashable) -> bool:
+        if node.op == "placeholder":
+            return not _is_invariant(unit) or bool(captured.depends[node] & unit[1])  # type: ignore[index]
+        if node not in unit_of:
+            return False
+        where = unit_of[node]
+        return where == unit or where == TOP and not _is_invariant(unit) or _is_invariant(where) or node in ends
+
+    emitter = Emitter(model, captured, unit_of, visible)
+    placed = emitter.place()
+    items = list(placed.pop(TOP, []))
+    names: list[str] = []
+    for unit, lines in sorted(placed.items(), key=lambda kv: min(i.position for i in kv[1])):
+        if _is_invariant(unit):
+            item, label = _invariant_item(emitter, unit[1], lines, f"{name}.")  # type: ignore[index]
+            names.append(label)
+        else:
+            item = _region_item(emitter, layout.regions[unit[1]], matches, lines)  # type: ignore[index]
+        items.append(item)
+    items += [_gate_item(i, m, layout, captured.graph) for i, m in enumerate(matches)]
+    if find_mask and program is not None:
+        items += _write_taps(program, layout)
+    graph = Graph()
+    values: dict[Key, Node] = {"call": graph.placeholder("call")}
+    for node in captured.placeholders:
+        values[node] = graph.placeholder(node.name)
+        values[node].meta.update(shape=node.meta["shape"], dtype=node.meta["dtype"], origin="")
+    children = write_items(graph, items, values, captured.autocast)
+    outputs = []
+    for node in captured.graph.output_node().args[0]:  # type: ignore[union-attr]
+        if is_free(node):  # type: ignore[arg-type]
+            values[node] = graph.get_attr(node.target)  # type: ignore[index,union-attr,arg-type]
+        outputs.append(values[node])  # type: ignore[index]
+    graph.output(tuple(outputs))
+    module = assemble(model, captured, graph, name, children)
+    assert isinstance(module, GraphModule)
+    return Rewritten(module, layout.regions, tuple(names), len(matches))
+
+
+def _is_invariant(unit: Hashable) -> bool:
+    return isinstance(unit, tuple) and unit[0] == "invariant"
+
+
+def _live(captured: Captured, matches: tuple[RuleMatch, ...], layout: Layout) -> set[Node]:
+    """Nodes that the output, the probes or a lasting write need; guards on them; call arguments."""
+    graph = captured.graph
+    roots = [graph.output_node(), *(n for m in matches for t in m.taps.values() for n in t.nodes)]
+    roots += [n for n in graph.nodes if "after_reads" in n.meta and _lasting(n)]
+    live = _closure(roots)
+    hidden = {n for r in layout.regions for n in r.body} - {run.after for r in layout.regions for run in r.runs}
+    for node in graph.nodes:
+        if "guard" in node.meta and all(n in live for n in node.all_input_nodes):
+            live.add(node)
+    for frame in captured.frames:
+        # a module called whole is called with all its arguments, also those it does not use
+        if frame.arguments is None or frame.parent is None:
+            continue
+        more = _closure([n for n in nodes_in(frame.arguments) if n not in live])
+        if more and not (more - live) & hidden:
+            live |= more
+    live.discard(graph.output_node())
+    return live
+
+
+def _closure(roots: list[Node]) -> set[Node]:
+    seen: set[Node] = set()
+    todo = list(roots)
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo.extend(node.all_input_nodes)
+    return seen
+
+
+def _lasting(write: Node) -> bool:
+    """Whether a write reaches memory that outlives the forward: an input, a weight, a buffer."""
+    seen: set[Node] = set()
+    todo = list(write.all_input_nodes)
+    while todo:
+        node = todo.pop()
+        if node in seen or node.meta.get("storage") != write.meta.get("storage"):
+            continue
+        seen.add(node)
+        if node.op in ("placeholder", "get_attr"):
+            return True
+        todo.extend(node.all_input_nodes)
+    return False
+
+
+def _units(
+    captured: Captured, live: set[Node], layout: Layout, hoisted: dict[Node, int]
+) -> dict[Node, Hashable]:
+    region_of = {n: r.index for r in layout.regions for n in r.body}
+    units: dict[Node, Hashable] = {}
+    for node in captured.graph.nodes:
+        if node not in live or node.op in ("placeholder", "get_attr", "output"):
+            continue
+        if node in hoisted:
+            units[node] = ("invariant", hoisted[node])
+        elif node in region_of:
+            units[node] = ("region", region_of[node])
+        elif "guard" in node.meta and not any(u in live for u in node.users):
+            source = node.all_input_nodes[0]
+            units[node] = units.get(source, TOP)
+        else:
+            units[node] = TOP
+    return units
+
+
+def _external(items: list[Item]) -> tuple[list[Node], set[Key], frozenset[Node]]:
+    """What a group of lines needs from outside, makes, and contains."""
+    defs = {d for i in items for d in i.defs}
+    uses = {u for i in items for u in i.uses if u not in defs and isinstance(u, Node) and not is_free(u)}
+    inside = frozenset(n for i in items for n in i.inside)
+    return sorted(uses, key=lambda n: n.meta["position"]), defs, inside
+
+
+def _invariant_item(emitter: Emitter, bits: int, items: list[Item], prefix: str) -> tuple[Item, str]:
+    inputs, defs, inside = _external(items)
+    captured = emitter.captured
+    guards = [n for n in captured.placeholders if captured.depends[n] & bits]
+    others = [n for n in inputs if n not in guards]
+    outputs = [
+        n for n in sorted((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])
+        if any(u not in inside and (u in emitter.unit_of or u.op == "output") for u in n.users)
+    ] or [max((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])]  # fmt: skip
+    label = "_and_".join(dict.fromkeys(captured.parameter_of(n) for n in guards))
+    name = f"invariant_{label}" if label else "constants_once"
+    body = emitter.build(items, [*guards, *others], outputs, name)
+    module = Invariant(body, prefix + name, len(guards))
+
+    def write(graph, value):  # type: ignore[no-untyped-def]
+        return call_graph(graph, name, module, [value("call"), *map(value, [*guards, *others])], outputs, "")
+
+    uses = frozenset([*guards, *others])
+    return Item(-1.0, uses, frozenset(outputs), inside, write), name
+
+
+def _region_item(emitter: Emitter, region: Region, matches: tuple[RuleMatch, ...], items: list[Item]) -> Item:
+    inputs, _, inside = _external(items)
+    starts = [run.before for run in region.runs]
+    ends = [run.after for run in region.runs]
+    ordered = [*starts, *(n for n in inputs if n not in starts)]
+    name = f"region_{region.index}"
+    rule = matches[region.rule].rule
+    writes = [n for n in inside if "after_reads" in n.meta]
+    copy = tuple(any(w.meta.get("storage") == s.meta.get("storage") for w in writes) for s in starts)
+    flops = sum(b.flops for b in region.branches if dsl.AUDIO not in b.reads)
+    body = emitter.build(items, ordered, ends, name)
+    module = SkipRegion(body, region.index, region.rule, rule.reuse, len(starts), copy, flops)
+    gate = f"gate {region.rule}"
+
+    def write(graph, value):  # type: ignore[no-untyped-def]
+        inner = [value("call"), value(gate), *map(value, ordered)]
+        return call_graph(graph, name, module, inner, ends, region.label)
+
+    return Item(min(i.position for i in items), frozenset([*ordered, gate]), frozenset(ends), inside, write)
+
+
+def _gate_item(index: int, matched: RuleMatch, layout: Layout, graph: Graph) -> Item:
+    probes = [n for taps in matched.taps.values() for n in taps.nodes]
+    runs = tuple((r.index, i) for r in layout.regions if r.rule == index for i in range(len(r.runs)))
+    stores = {n.meta.get("storage") for n in probes}
+    last = max((n.meta["position"] for n in probes), default=-1)
+    copy = any("after_reads" in n.meta and n.meta.get("storage") in stores and n.meta["position"] > last
+               for n in graph.nodes)  # fmt: skip
+    module = Gate(index, matched, runs, copy)
+
+    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
+        args = (value("call"), *map(value, probes))
+        node = graph.create_node("call_module", f"gate_{index}", args, {}, name=f"skip_{index}")
+        node.meta.update(module=module, origin="")
+        return {f"gate {index}": node}
+
+    return Item(last + 0.5, frozenset(probes), frozenset({f"gate {index}"}), frozenset(), write)
+
+
+def _write_taps(program: ResidualProgram, layout: Layout) -> list[Item]:
+    """One line behind each live audio branch of the main stream that measures what it adds."""
+    stream = main_stream(program)
+    skipped = {b.index for r in layout.regions for b in r.branches}
+    found = [
+        b for b in program.of_stream(stream)
+        if dsl.AUDIO in b.reads and b.index not in skipped and len(b.addends) == 1
+    ]  # fmt: skip
+    return [_tap_item(b.addends[0], b.before.meta["shape"], i) for i, b in enumerate(found)]
+
+
+def _tap_item(addend: Node, shape: tuple[int, ...], index: int) -> Item:
+    tokens = 1
+    for size in shape[1:-1]:
+        tokens *= size
+    module = AudioWrites(tokens)
+    name = f"audio_writes_{index}"
+
+    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
+        node = graph.create_node("call_module", name, (value("call"), value(addend)), {}, name=name)
+        node.meta.update(module=module, origin="")
+        return {}
+
+    return Item(addend.meta["position"] + 0.25, frozenset([addend]), frozenset(), frozenset(), write)

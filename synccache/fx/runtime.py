@@ -1,0 +1,261 @@
+"""State of one denoising run, and the modules of an emitted graph that read and write it.
+
+The state is an argument: an emitted graph's first input is a ``Call``. Nothing is ambient, so two
+trajectories can alternate on one compiled model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
+
+from synccache.errors import StateError
+from synccache.policies.dsl import FIRST_BRANCH, HoldResidual, Leader, LinearResidual, Predictor
+
+MAX_GUIDANCE_BRANCHES = 8  # calls at one timestep; more means that trajectories are not told apart
+
+
+@dataclass(slots=True)
+class Held:
+    """Residuals of one run of one region: newest last, with the step each was computed on."""
+
+    steps: list[int] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+
+    def push(self, step: int, tensor: Tensor, keep: int) -> None:
+        self.steps = [*self.steps, step][-keep:]
+        self.tensors = [*self.tensors, tensor][-keep:]
+
+
+@dataclass(slots=True)
+class BranchState:
+    """What one guidance branch of one trajectory remembers."""
+
+    held: dict[tuple[int, int], Held] = field(default_factory=dict)
+    references: dict[Hashable, Tensor] = field(default_factory=dict)
+    sums: dict[Hashable, float] = field(default_factory=dict)
+    streaks: dict[int, int] = field(default_factory=dict)
+    decisions: list[str] = field(default_factory=list)
+    flops_skipped: int = 0  # of visual branches
+    forced: int = 0  # steps computed only because the branch held nothing yet
+    writes: Tensor | None = None  # per token, how strongly audio branches wrote; [batch, tokens]
+    layout: Any = None  # the regions that ``held`` belongs to
+
+    def belong_to(self, layout: Any) -> None:
+        """Forgets what was held for other regions: another input signature, or another plan."""
+        if self.layout is not layout:
+            self.held, self.references, self.sums, self.streaks = {}, {}, {}, {}
+            self.writes, self.layout = None, layout
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Step-invariant values, valid while the inputs they were made from are the same tensors."""
+
+    references: tuple[Any, ...]
+    versions: tuple[int | None, ...]
+    copies: tuple[Tensor | None, ...]
+    values: Any
+
+    def fits(self, inputs: tuple[Tensor, ...]) -> bool:
+        for reference, version, copy, tensor in zip(self.references, self.versions, self.copies, inputs):
+            if reference() is not tensor:
+                return False
+            if version is not None and tensor._version != version:
+                return False
+            if copy is not None and not torch.equal(copy, tensor):
+                return False
+        return True
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One denoising run: its steps, its guidance branches, its step-invariant values."""
+
+    steps: int | None = None  # how many there will be, if the caller said so
+    step: int = -1
+    first_noise: float = 0.0
+    noise: float = 0.0
+    calls_this_step: int = 0
+    branches: dict[Hashable, BranchState] = field(default_factory=dict)
+    decided: dict[int, bool] = field(default_factory=dict)  # rule -> skip, by this step's leader
+    leader: Hashable = None
+    kept: dict[str, list[_Kept]] = field(default_factory=dict)
+    syncs: int = 0  # device-to-host transfers: one for the timestep of a call, one for a gate
+
+    def enter(self, noise: float | None, branch: Hashable | None) -> BranchState:
+        """The state of the guidance branch that a call at this noise level belongs to."""
+        if noise is None:
+            noise = self.noise  # no timestep: every call is a step of its own
+            fresh = True
+        else:
+            fresh = self.step < 0 or noise != self.noise
+        if fresh:
+            self.step += 1
+            self.first_noise = noise if self.step == 0 else self.first_noise
+            self.noise, self.calls_this_step, self.decided, self.leader = noise, 0, {}, None
+        key = self.calls_this_step if branch is None else branch
+        self.calls_this_step += 1
+        if self.leader is None:
+            self.leader = key
+        if key not in self.branches and len(self.branches) >= MAX_GUIDANCE_BRANCHES:
+            raise StateError(
+                f"call {self.calls_this_step} at timestep {noise:g} would be guidance branch "
+                f"{len(self.branches) + 1} of at most {MAX_GUIDANCE_BRANCHES}.",
+                hint="Call compiled.reset() before a new run that starts at the same timestep, or "
+                "wrap each run in `with compiled.trajectory(key):`.",
+            )
+        return self.branches.setdefault(key, BranchState())
+
+    @property
+    def relative_noise(self) -> float:
+        return self.noise / self.first_noise if self.first_noise else 0.0
+
+
+@dataclass(slots=True)
+class Call:
+    """One forward: the first argument of every emitted graph."""
+
+    trajectory: Trajectory
+    state: BranchState
+    key: Hashable
+    leader: Leader
+    masks: dict[str, Tensor]
+    syncs: int = 0
+    skipped: bool = False
+
+    @property
+    def leads(self) -> bool:
+        return self.leader is not FIRST_BRANCH or self.trajectory.leader == self.key
+
+
+def history(predictor: Predictor) -> int:
+    """How many residuals a predictor needs to hold."""
+    return _HISTORY[type(predictor)]
+
+
+_HISTORY: dict[type, int] = {HoldResidual: 1, LinearResidual: 2}
+
+
+def predict(predictor: Predictor, held: Held, step: int) -> Tensor:
+    """The residual that a skipped step adds."""
+    newest = held.tensors[-1]
+    if isinstance(predictor, HoldResidual) or len(held.tensors) < 2:
+        return newest
+    older = held.tensors[-2]
+    ratio = (step - held.steps[-1]) / (held.steps[-1] - held.steps[-2])
+    return newest + (newest - older) * ratio
+
+
+class SkipRegion(nn.Module):
+    """Computes a region and refreshes what is held of it, or adds what is held.
+
+    ``forward(call, skip, *inputs)``; the first inputs are the streams before the region. Returns the
+    streams after it: one tensor, or a tuple with one a stream.
+    """
+
+    def __init__(self, body: nn.Module, index: int, rule: int, predictor: Predictor, streams: int,
+                 copy_start: tuple[bool, ...], flops: int) -> None:  # fmt: skip
+        super().__init__()
+        self.body = body
+        self.index, self.rule, self.predictor, self.streams = index, rule, predictor, streams
+        self.copy_start, self.flops = copy_start, flops
+
+    def forward(self, call: Call, skip: bool, *inputs: Any) -> Any:
+        starts, state, step = inputs[: self.streams], call.state, call.trajectory.step
+        if skip:
+            call.skipped = True
+            state.flops_skipped += self.flops
+            ends = tuple(
+                start + predict(self.predictor, state.held[self.index, i], step)
+                for i, start in enumerate(starts)
+            )
+            return ends[0] if self.streams == 1 else ends
+        starts = tuple(s.clone() if copy else s for s, copy in zip(starts, self.copy_start))
+        out = self.body(*inputs)
+        keep = history(self.predictor)
+        for i, (start, end) in enumerate(zip(starts, (out,) if self.streams == 1 else out)):
+            held = state.held.setdefault((self.index, i), Held())
+            if len(held.tensors) == keep:
+                held.tensors.pop(0)  # free before the new one is made
+                held.steps.pop(0)
+            held.push(step, (end - start).detach(), keep)
+        return out
+
+
+class Invariant(nn.Module):
+    """Values that depend on no input that the loop changes: computed once, exact, guarded.
+
+    ``forward(call, *inputs)`` with the inputs they are made from. Kept while these are the same
+    tensor objects, unchanged in place (inference tensors count no changes: they are compared).
+    """
+
+    def __init__(self, body: nn.Module, name: str, guarded: int) -> None:
+        super().__init__()
+        self.body, self.name, self.guarded = body, name, guarded
+
+    def forward(self, call: Call, *inputs: Any) -> Any:
+        kept = call.trajectory.kept.setdefault(self.name, [])
+        keys = inputs[: self.guarded]
+        for entry in kept:
+            if entry.fits(keys):
+                return entry.values
+        values = self.body(*inputs)
+        del kept[: max(0, len(kept) - MAX_GUIDANCE_BRANCHES + 1)]
+        kept[:] = [k for k in kept if all(r() is not None for r in k.references)]
+        kept.append(_Kept(
+            references=tuple(TensorWeakRef(t) for t in keys),
+            versions=tuple(None if t.is_inference() else t._version for t in keys),
+            copies=tuple(t.clone() if t.is_inference() else None for t in keys),
+            values=values,
+        ))  # fmt: skip
+        return values
+
+
+class AudioWrites(nn.Module):
+    """Adds up how strongly audio branches write to each token: the automatic person mask.
+
+    Measures on the first step of a trajectory, which is always computed; weighs all later probes.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, call: Call, written: Tensor) -> None:
+        if call.trajectory.step > 0 or written.dim() < 3:
+            return
+        size = written.detach().float().abs().mean(dim=-1).flatten(1)
+        total = torch.zeros(size.shape[0], self.tokens, device=size.device)
+        total[:, : size.shape[1]] = size
+        call.state.writes = total if call.state.writes is None else call.state.writes + total
+
+
+def bytes_held(trajectory: Trajectory) -> int:
+    """Bytes of everything a trajectory keeps between calls; memory shared by views counts once."""
+    seen: dict[int, int] = {}
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            seen[storage._cdata] = storage.nbytes()
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                add(item)
+
+    for state in trajectory.branches.values():
+        for held in state.held.values():
+            add(held.tensors)
+        add(list(state.references.values()))
+        add(state.writes)
+    for entries in trajectory.kept.values():
+        for entry in entries:
+            add(entry.values)
+            add([c for c in entry.copies if c is not None])
+    return sum(seen.values())
+

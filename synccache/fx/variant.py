@@ -1,0 +1,38 @@
+"""One compiled form of a model: a recording, what was found in it, its plan and its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.fx import Node
+
+from synccache.fx.capture import Captured
+from synccache.fx.match import RuleMatch
+from synccache.fx.program import ResidualProgram
+from synccache.fx.regions import Layout
+from synccache.fx.rewrite import Rewritten
+from synccache.planner import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Valid for one input signature and up to ``guidance_branches`` guidance branches."""
+
+    captured: Captured
+    tags: Mapping[Node, str]
+    program: ResidualProgram | None  # None: no stream was found, and the policy has no rules
+    matches: tuple[RuleMatch, ...]
+    layout: Layout
+    plan: Plan | None
+    emitted: Rewritten
+    masks: Mapping[str, Tensor]  # [batch or 1, tokens]
+    visual_flops: int
+    guidance_branches: int
+    plan_seconds: float
+    rewrite_seconds: float
+
+    def with_plan_of(self, other: Variant) -> Variant:
+        """This graph, with what ``other`` found for more guidance branches; their cuts are equal."""
+        return replace(self, plan=other.plan, guidance_branches=other.guidance_branches)

@@ -1,0 +1,375 @@
+"""Which region is skipped at which step: the least predicted drift for a given share of compute.
+
+    one row for each region, one column for each step: # computed, . skipped
+
+    blocks.1-4   ####..#..#...#
+    blocks.5-8   ###...#....#..
+
+What one region loses depends on its own computed steps only, and all regions share one allowance of
+seconds and one of bytes. So the problem falls in two, and stays exact:
+
+1. for each region and each number k of computed steps, the least drift, by dynamic programming;
+2. which k and which storage each region gets, by CP-SAT (a knapsack with two limits).
+
+The drift is the one measured on an uncached trajectory: errors of one region do not reach the inputs
+of the next in this prediction, as they do in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor, gcd, inf
+from operator import add
+
+from ortools.sat.python import cp_model
+
+from synccache.errors import PlanError
+from synccache.planner.cp_sat import AS_COMPUTED, Storage
+from synccache.planner.problem import Table
+from synccache.planner.quantities import (
+    checked_amount,
+    checked_count,
+    checked_text,
+    decimal,
+    format_bytes,
+)
+from synccache.planner.solver import Deadline, Solved, cost_scale, deadline, solve
+
+NOT_HELD = Storage(name="not held", device_share=0.0)
+"""Of a region that is computed at every step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteppedRegion:
+    """A region over all steps of a trajectory.
+
+    Units:  seconds of computing it once, all guidance branches; held_bytes likewise, whole history;
+            drift[a][t], for steps a < t: of using at step t what was computed at step a. Entries
+            with a >= t are 0.
+    """
+
+    name: str
+    seconds: float
+    held_bytes: int
+    drift: Table[float]
+
+    def __post_init__(self) -> None:
+        checked_text(self.name, "the name of a region")
+        checked_amount(self.seconds, f"seconds of region {self.name!r}")
+        checked_count(self.held_bytes, f"held_bytes of region {self.name!r}", least=1)
+        lengths = [len(row) for row in self.drift]
+        if lengths != [len(lengths)] * len(lengths):
+            raise PlanError(f"drift of region {self.name!r} must be square, not rows of {lengths}")
+        for computed, row in enumerate(self.drift):
+            for step, drift in enumerate(row):
+                label = f"drift[{computed}][{step}] of region {self.name!r}"
+                checked_amount(drift, label)
+                if computed >= step and drift:
+                    raise PlanError(f"{label} must be 0: step {step} is not after {computed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleProblem:
+    """Regions, and the rules that every schedule keeps.
+
+    Units:  fixed_seconds_per_step is computed at every step whatever is skipped: probe, audio
+            branches, head. max_gap is the largest number of steps skipped in a row.
+    """
+
+    regions: tuple[SteppedRegion, ...]
+    steps: int
+    fixed_seconds_per_step: float
+    warmup_steps: int
+    """The first steps, at which everything is computed; step 0 always is, for nothing is held."""
+    last_steps: int
+    """The last steps, at which everything is computed."""
+    max_gap: int
+
+    def __post_init__(self) -> None:
+        checked_count(self.steps, "steps", least=1)
+        checked_amount(self.fixed_seconds_per_step, "fixed_seconds_per_step")
+        checked_count(self.warmup_steps, "warmup_steps")
+        checked_count(self.last_steps, "last_steps")
+        checked_count(self.max_gap, "max_gap")
+        for region in self.regions:
+            if len(region.drift) != self.steps:
+                raise PlanError(
+                    f"region {region.name!r} has drift for {len(region.drift)} steps, "
+                    f"the problem has {self.steps}"
+                )
+
+    @property
+    def full_seconds(self) -> float:
+        """Seconds of a trajectory that skips nothing."""
+        each_step = self.fixed_seconds_per_step + sum(region.seconds for region in self.regions)
+        return self.steps * each_step
+
+    def is_forced(self, step: int) -> bool:
+        """Whether everything is computed at this step."""
+        return step < max(1, self.warmup_steps) or step >= self.steps - self.last_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionSchedule:
+    """At which steps one region is computed, and how its residual is kept between them.
+
+    Units:  drift summed over its skipped steps, storage included; seconds over the trajectory.
+    """
+
+    name: str
+    computed_steps: tuple[int, ...]
+    storage: Storage
+    device_bytes: int
+    drift: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A schedule of all regions, what it costs, and how good that is proven to be."""
+
+    rows: tuple[RegionSchedule, ...]
+    steps: int
+    seconds: float
+    full_seconds: float
+    solved: Solved
+
+    @property
+    def drift(self) -> float:
+        """The sum over regions."""
+        return sum(row.drift for row in self.rows)
+
+    @property
+    def device_bytes(self) -> int:
+        """What all residuals take on the device."""
+        return sum(row.device_bytes for row in self.rows)
+
+    @property
+    def compute_fraction(self) -> float:
+        """Seconds of this schedule for each second of a trajectory that skips nothing."""
+        return self.seconds / self.full_seconds if self.full_seconds > 0 else 1.0
+
+    def __str__(self) -> str:
+        width = max((len(row.name) for row in self.rows), default=0)
+        grid = [f"{row.name:{width}}  {_marks(row, self.steps)}" for row in self.rows]
+        summary = (
+            f"{self.compute_fraction:.1%} of the compute, predicted drift {self.drift:.4f}, "
+            f"{format_bytes(self.device_bytes)} held"
+        )
+        proof = (
+            f"{self.solved.proof.value} after {self.solved.seconds:.2f} s, "
+            f"gap {self.solved.gap:.2%}"
+        )
+        return "\n".join(["# computed   . skipped", *grid, summary, proof])
+
+
+def schedule(
+    problem: ScheduleProblem,
+    *,
+    compute_fraction: float,
+    max_bytes: int | None = None,
+    storages: Sequence[Storage] = (AS_COMPUTED,),
+    time_limit_seconds: float = 30.0,
+    workers: int = 2,
+) -> Schedule:
+    """The schedule of least predicted drift within `compute_fraction` of the full seconds.
+
+    Each skipped step of a region adds the drift of its storage, and the seconds that it loses.
+    At the time limit the best schedule found is returned, and its `solved` says so.
+
+    Units:   max_bytes of device memory for all residuals together.
+    Raises:  PlanError where no schedule keeps the rules, with the smallest fraction that does.
+    """
+    if not 0 < checked_amount(compute_fraction, "compute_fraction") <= 1:
+        raise PlanError(f"compute_fraction must lie in (0, 1], not {compute_fraction!r}")
+    if max_bytes is not None:
+        checked_count(max_bytes, "max_bytes")
+    if not storages:
+        raise PlanError("storages must name at least one way to keep a residual")
+    until = deadline(time_limit_seconds, workers)
+    tables = [_least_drifts(problem, region) for region in problem.regions]
+    knapsack = _knapsack(problem, _choices(problem, tables, storages), max_bytes)
+    allowed = floor(decimal(compute_fraction) * knapsack.full_units)
+    knapsack.model.add(knapsack.units <= allowed)
+    scale = cost_scale(choice.drift for choice in knapsack.choices)
+    drifts = [round(choice.drift * scale) for choice in knapsack.choices]
+    knapsack.model.minimize(cp_model.LinearExpr.weighted_sum(knapsack.taken, drifts))
+    answer = solve(knapsack.model, until, scale=scale)
+    if answer is None:
+        raise _no_schedule(problem, tables, storages, max_bytes, compute_fraction, until)
+    rows = [
+        _row(problem, choice, tables[choice.index])
+        for choice, taken in zip(knapsack.choices, knapsack.taken, strict=True)
+        if answer.value(taken)
+    ]
+    fixed = problem.steps * problem.fixed_seconds_per_step
+    return Schedule(
+        rows=tuple(rows),
+        steps=problem.steps,
+        seconds=fixed + sum(row.seconds for row in rows),
+        full_seconds=problem.full_seconds,
+        solved=answer.solved,
+    )
+
+
+_Drifts = list[list[float]]
+
+
+def _skip_drifts(problem: ScheduleProblem, region: SteppedRegion) -> _Drifts:
+    """skip[a][b]: the drift of computing at step a, next at step b, and skipping between them.
+
+    inf where a rule forbids it; b = steps stands for the end of the trajectory.
+    """
+    rows = []
+    for computed in range(problem.steps):
+        row = [inf] * (computed + 1)
+        drift = 0.0
+        for following in range(computed + 1, problem.steps + 1):
+            skipped = following - computed - 1
+            if skipped and (skipped > problem.max_gap or problem.is_forced(following - 1)):
+                drift = inf
+            elif skipped:
+                drift += region.drift[computed][following - 1]
+            row.append(drift)
+        rows.append(row)
+    return rows
+
+
+def _least_drifts(problem: ScheduleProblem, region: SteppedRegion) -> _Drifts:
+    """S[k][a]: the least drift from step a on, computed there and at k - 1 later steps.
+
+    S[1][a] = skip[a][steps]      S[k][a] = min over b > a of  skip[a][b] + S[k-1][b]
+    """
+    skips = _skip_drifts(problem, region)
+    table = [[inf] * problem.steps, [row[problem.steps] for row in skips]]
+    for _ in range(problem.steps - 1):
+        fewer = table[-1]
+        table.append([min(map(add, row[:-1], fewer), default=inf) for row in skips])
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A region computed at `count` steps and kept in one storage between them."""
+
+    index: int
+    count: int
+    storage: Storage
+    device_bytes: int
+    drift: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Knapsack:
+    """A CP-SAT model that takes one choice for each region; its seconds as whole units."""
+
+    model: cp_model.CpModel
+    choices: Sequence[_Choice]
+    taken: Sequence[cp_model.IntVar]
+    units: cp_model.LinearExprT
+    full_units: int
+
+
+def _choices(
+    problem: ScheduleProblem, tables: Sequence[_Drifts], storages: Sequence[Storage]
+) -> list[_Choice]:
+    found = []
+    for index, (region, table) in enumerate(zip(problem.regions, tables, strict=True)):
+        for count in range(1, problem.steps + 1):
+            skipped = problem.steps - count
+            if table[count][0] < inf:
+                found += [
+                    _Choice(
+                        index,
+                        count,
+                        storage,
+                        storage.device_bytes(region.held_bytes),
+                        table[count][0] + skipped * storage.drift,
+                    )
+                    for storage in (storages if skipped else (NOT_HELD,))
+                ]
+    return found
+
+
+def _knapsack(
+    problem: ScheduleProblem, choices: Sequence[_Choice], max_bytes: int | None
+) -> _Knapsack:
+    model = cp_model.CpModel()
+    taken = [
+        model.new_bool_var(f"{choice.index} {choice.count} {choice.storage.name}")
+        for choice in choices
+    ]
+    by_region: dict[int, list[cp_model.IntVar]] = {}
+    for choice, variable in zip(choices, taken, strict=True):
+        by_region.setdefault(choice.index, []).append(variable)
+    for variables in by_region.values():
+        model.add_exactly_one(variables)
+    if max_bytes is not None:
+        unit = gcd(*(choice.device_bytes for choice in choices)) or 1
+        sizes = [choice.device_bytes // unit for choice in choices]
+        model.add(cp_model.LinearExpr.weighted_sum(taken, sizes) <= max_bytes // unit)
+    scale = cost_scale(
+        [problem.fixed_seconds_per_step, *(region.seconds for region in problem.regions)]
+    )
+    computed = [round(region.seconds * scale) for region in problem.regions]
+    fixed = problem.steps * round(problem.fixed_seconds_per_step * scale)
+    units = [
+        choice.count * computed[choice.index]
+        + (problem.steps - choice.count) * round(_seconds_lost(problem, choice) * scale)
+        for choice in choices
+    ]
+    total = cp_model.LinearExpr.weighted_sum(taken, units) + fixed
+    return _Knapsack(model, choices, taken, total, fixed + problem.steps * sum(computed))
+
+
+def _seconds_lost(problem: ScheduleProblem, choice: _Choice) -> float:
+    """By storage, at one skipped step."""
+    return choice.storage.seconds(problem.regions[choice.index].held_bytes)
+
+
+def _row(problem: ScheduleProblem, choice: _Choice, table: _Drifts) -> RegionSchedule:
+    region = problem.regions[choice.index]
+    skips = _skip_drifts(problem, region)
+    steps = [0]
+    for left in range(choice.count - 1, 0, -1):
+        row = skips[steps[-1]]
+        later = range(steps[-1] + 1, problem.steps)
+        steps.append(min(later, key=lambda step: row[step] + table[left][step]))
+    skipped = problem.steps - choice.count
+    return RegionSchedule(
+        name=region.name,
+        computed_steps=tuple(steps),
+        storage=choice.storage,
+        device_bytes=choice.device_bytes,
+        drift=choice.drift,
+        seconds=choice.count * region.seconds + skipped * _seconds_lost(problem, choice),
+    )
+
+
+def _no_schedule(
+    problem: ScheduleProblem,
+    tables: Sequence[_Drifts],
+    storages: Sequence[Storage],
+    max_bytes: int | None,
+    compute_fraction: float,
+    until: Deadline,
+) -> PlanError:
+    """Computing everything always keeps the rules and holds nothing, so some fraction works."""
+    knapsack = _knapsack(problem, _choices(problem, tables, storages), max_bytes)
+    knapsack.model.minimize(knapsack.units)
+    answer = solve(knapsack.model, until)
+    assert answer is not None, "computing everything is a schedule"
+    needed = answer.solved.cost / knapsack.full_units
+    limit = "" if max_bytes is None else f" and {max_bytes} bytes ({format_bytes(max_bytes)})"
+    return PlanError(
+        f"no schedule takes {compute_fraction:.2%} of the compute: {problem.warmup_steps} warm-up "
+        f"steps, {problem.last_steps} last steps, at most {problem.max_gap} skipped in a row{limit} "
+        f"need {needed:.2%}",
+        hint="Raise compute_fraction, or relax these rules.",
+    )
+
+
+def _marks(row: RegionSchedule, steps: int) -> str:
+    computed = set(row.computed_steps)
+    return "".join("#" if step in computed else "." for step in range(steps))

@@ -1,0 +1,55 @@
+"""The library of policies: one callable per method, each returning a Policy.
+
+    policies.asymmetric(threshold=0.15)
+    policies.by_name("first_block_cache")
+
+The language itself is in synccache.policies.dsl; docs/policies.md is its reference.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from synccache.errors import PolicyError
+from synccache.policies.asymmetric import asymmetric
+from synccache.policies.dbcache import dbcache
+from synccache.policies.dsl import Policy
+from synccache.policies.exact import exact
+from synccache.policies.first_block_cache import first_block_cache
+from synccache.policies.serialise import from_json as from_json
+from synccache.policies.serialise import to_json as to_json
+from synccache.policies.step_mask import step_mask
+
+__all__ = ["asymmetric", "dbcache", "exact", "first_block_cache", "step_mask"]
+
+LIBRARY: Mapping[str, Callable[..., Policy]] = MappingProxyType(
+    {
+        method.__name__: method
+        for method in (asymmetric, dbcache, exact, first_block_cache, step_mask)
+    }
+)
+
+
+def by_name(name: str) -> Policy:
+    """The policy of this name with its defaults.
+
+    Raises:  PolicyError for an unknown name, and for a method that has no default to start from.
+    """
+    if not isinstance(name, str):
+        raise PolicyError(f"a policy is asked for by its name, a text, got {name!r}.")
+    if name not in LIBRARY:
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), LIBRARY, n=1)
+        meant = f"Did you mean {near[0]!r}? " if near else ""
+        raise PolicyError(
+            f"no policy is called {name!r}.", hint=f"{meant}Known are {', '.join(LIBRARY)}."
+        )
+    for parameter in inspect.signature(LIBRARY[name]).parameters.values():
+        if parameter.default is parameter.empty:
+            raise PolicyError(
+                f"{name} has no default for {parameter.name!r}.",
+                hint=f"Call it: synccache.policies.{name}(...).",
+            )
+    return LIBRARY[name]()

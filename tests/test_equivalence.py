@@ -1,0 +1,308 @@
+"""What a compiled model computes: the model itself where nothing is skipped, the policy where it is.
+
+The reference for skipped steps is tests/reference_interpreter.py, which knows no graph.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from generated_blocks import FRAMES, Audio, Spec
+from generated_models import Generated, build, specs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from loops import difference, outputs, same, tensors, timesteps
+from real_models import NAMES
+from real_models import build as build_real
+from reference_interpreter import Interpreter
+
+import synccache
+from synccache import policies
+from synccache.policies.dsl import (
+    AUDIO,
+    EACH_BRANCH,
+    FIRST_BRANCH,
+    LAST_COMPUTED,
+    PREVIOUS,
+    Condition,
+    HoldResidual,
+    LinearResidual,
+    Policy,
+    Probe,
+    Rule,
+    Segments,
+    Selector,
+    Steps,
+    accumulated,
+    blocks,
+    branches,
+    mask,
+    output,
+    progress,
+    relative_l1,
+    residual,
+    segments,
+    skips,
+    step,
+)
+
+properties = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+STEPS = 5
+ROUNDING = 2e-5  # of float32, through the blocks behind a skipped run
+HALF_ROUNDING = 0.1  # of bfloat16, whose unit is 1/256
+
+SKIPS: list[Selector | Segments] = [
+    blocks[1:],
+    branches.after(blocks[0]) - branches.reading(AUDIO),
+    segments(branches.after(blocks[0]) - branches.reading(AUDIO)),
+    branches.mlp - blocks[0],
+    branches.attention & blocks[1:],
+    blocks[1:] - blocks[-1],
+    blocks[-1],
+]
+PROBES: list[Probe] = [output(blocks[0]), residual(blocks[0])]
+
+
+def relaxed(spec: Spec) -> float:
+    return HALF_ROUNDING if spec.half else ROUNDING
+
+
+def person(case: Generated) -> torch.Tensor:
+    """A mask over the video's tokens: the first of every frame."""
+    tokens = FRAMES * case.spec.tokens_per_frame
+    return (torch.arange(tokens) % case.spec.tokens_per_frame == 0).float()
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> Condition:
+    since = draw(st.sampled_from([PREVIOUS, LAST_COMPUTED]))
+    weight = mask("person", inside=draw(st.floats(0, 5))) if draw(st.booleans()) else None
+    moved = relative_l1(draw(st.sampled_from(PROBES)), since=since, weight=weight)
+    threshold = draw(st.floats(0.01, 1.5))
+    signal = accumulated(moved) if draw(st.booleans()) else moved
+    measured = signal <= threshold if draw(st.booleans()) else signal < threshold
+    rest = draw(st.sampled_from([None, step >= 2, skips < 2, progress >= 0.2, ~Steps("CSSCS")]))
+    return measured if rest is None else measured & rest
+
+
+@st.composite
+def measuring_policies(draw: st.DrawFn) -> Policy:
+    rule = Rule(
+        draw(st.sampled_from(SKIPS)),
+        draw(conditions()),
+        draw(st.sampled_from([HoldResidual(), LinearResidual()])),
+    )
+    return Policy("random", (rule,), draw(st.sampled_from([FIRST_BRANCH, EACH_BRANCH])))
+
+
+@st.composite
+def computing_policies(draw: st.DrawFn) -> Policy:
+    """Policies whose gates never say skip."""
+    moved = relative_l1(draw(st.sampled_from(PROBES)), since=LAST_COMPUTED)
+    when = draw(st.sampled_from([moved < 0, Steps("C"), (moved <= 9) & (step < 0)]))
+    rule = Rule(draw(st.sampled_from(SKIPS)), when)
+    return draw(st.sampled_from([policies.exact(), Policy("computing", (rule,))]))
+
+
+# ---------------------------------------------------------------- nothing is skipped
+
+
+@properties
+@given(spec=specs(), policy=computing_policies())
+def test_with_every_gate_on_compute_the_output_is_the_models_bit_for_bit(
+    spec: Spec, policy: Policy
+) -> None:
+    case = build(spec)
+    compiled = synccache.compile(case.model, policy)
+
+    assert same(outputs(case.model, case), outputs(compiled, case))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("policy", [policies.exact(), policies.first_block_cache(0.0)], ids=str)
+def test_released_models_stay_bit_identical_when_nothing_is_skipped(
+    name: str, policy: Policy
+) -> None:
+    case = build_real(name)
+    compiled = synccache.compile(case.model, policy, conditions=case.conditions)
+
+    assert same(outputs(case.model, case, steps=3), outputs(compiled, case, steps=3))
+
+
+def test_asymmetric_with_a_threshold_never_reached_stays_bit_identical_on_wan_s2v() -> None:
+    case = build_real("wan_s2v")
+    (rule,) = policies.asymmetric().rules
+    never = Policy("never", (Rule(rule.skip, rule.when & (step < 0)),), FIRST_BRANCH)
+    compiled = synccache.compile(case.model, never)
+
+    assert same(outputs(case.model, case, steps=3), outputs(compiled, case, steps=3))
+
+
+@properties
+@given(spec=specs(half=False))
+def test_weights_changed_after_compiling_are_used(spec: Spec) -> None:
+    case = build(spec)
+    compiled = synccache.compile(case.model, "exact")
+    outputs(compiled, case, steps=1)
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.mul_(1.25)
+    compiled.reset()
+
+    assert same(outputs(case.model, case, steps=2), outputs(compiled, case, steps=2))
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference_mode"])
+@pytest.mark.parametrize("change", ["in place", "new tensor"])
+def test_a_condition_that_changes_between_steps_is_seen(inference: bool, change: str) -> None:
+    case = build(Spec(blocks=3, refiner=True, audio=Audio.OWN))
+    context = torch.inference_mode() if inference else torch.no_grad()
+    with context:
+        compiled = synccache.compile(case.model, "exact")
+        audio, text = torch.randn(1, 3, 3), torch.randn(1, 3, 3)
+        for k, timestep in enumerate(timesteps(4)):
+            (latents, time, _, _), _ = case.new_inputs(k, timestep)
+            expected = case.model(latents, time, audio, text)
+            assert torch.equal(expected, compiled(latents, time, audio, text))
+            if change == "in place":
+                audio.add_(1.0)
+                text[:, :1] = k
+            else:
+                audio, text = torch.randn(1, 3, 3), torch.randn(1, 3, 3)
+
+
+# ------------------------------------------------------------------- steps are skipped
+
+
+@properties
+@given(spec=specs(), policy=measuring_policies())
+def test_the_compiled_model_does_what_the_reference_interpreter_does(
+    spec: Spec, policy: Policy
+) -> None:
+    case = build(spec)
+    masks = {"person": person(case)}
+    reference = Interpreter(case.model, policy, masks=masks)
+    compiled = synccache.compile(case.model, policy, masks=masks)
+    expected = outputs(reference, case, STEPS)
+    found = outputs(compiled, case, STEPS)
+
+    assert list(reference.decisions.values()) == list(compiled.stats().decisions.values())
+    assert difference(expected, found) <= relaxed(spec)
+
+
+@properties
+@given(spec=specs(half=False), skip=st.sampled_from(SKIPS))
+def test_a_skipped_step_with_the_same_inputs_equals_the_full_one(
+    spec: Spec, skip: Selector | Segments
+) -> None:
+    case = build(spec)
+    compiled = synccache.compile(case.model, policies.step_mask("CS", skip=skip))
+    (latents, time, *rest), kwargs = case.new_inputs(seed=0, timestep=1000.0)
+    barely = torch.nextafter(
+        time, torch.zeros(1)
+    )  # another step, to the gate; the same to the model
+    first = compiled(latents.clone(), time, *rest, **kwargs)
+    second = compiled(latents.clone(), barely, *rest, **kwargs)
+
+    assert compiled.stats().decisions == {0: "CS"}
+    assert difference([tensors(first)], [tensors(second)]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_skipped_step_of_a_released_model_with_the_same_inputs_equals_the_full_one(
+    name: str,
+) -> None:
+    case = build_real(name)
+    skip = branches.after(blocks[0])
+    if name == "wan_s2v":
+        skip = segments(skip - branches.reading(AUDIO))
+    policy = policies.step_mask("CS", skip=skip)
+    compiled = synccache.compile(case.model, policy, conditions=case.conditions)
+    found = []
+    for timestep in (800.0, 799.0):
+        args, kwargs = case.new_inputs(seed=0, timestep=timestep)
+        args = tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args)
+        found.append(tensors(compiled(*args, **kwargs)))
+    expected = tensors(case.model(*args, **kwargs))
+
+    assert compiled.stats().decisions == {0: "CS"}
+    assert difference([found[0]], [found[1]]) < difference([expected], [torch.zeros(1)]) * 0.05
+
+
+@properties
+@given(spec=specs(), policy=measuring_policies())
+def test_what_is_held_never_exceeds_the_plan(spec: Spec, policy: Policy) -> None:
+    case = build(spec)
+    compiled = synccache.compile(case.model, policy)
+    for k, timestep in enumerate(timesteps(3)):
+        for branch in range(2):
+            args, kwargs = case.new_inputs(k, timestep, branch)
+            compiled(*args, **kwargs)
+        assert compiled.stats().bytes_held <= compiled.plan.memory.cache_bytes
+
+
+@properties
+@given(spec=specs(), policy=measuring_policies())
+def test_interleaved_trajectories_equal_separate_ones(spec: Spec, policy: Policy) -> None:
+    case = build(spec)
+    compiled = synccache.compile(case.model, policy)
+    separate = [outputs(compiled, case, STEPS, branches=1, seed=s) for s in (0, 50)]
+    together: list[list[Any]] = [[], []]
+    for k, timestep in enumerate(timesteps(STEPS)):
+        for key, seed in enumerate((0, 50)):
+            args, kwargs = case.new_inputs(seed + k, timestep)
+            with compiled.trajectory(key), torch.no_grad():
+                together[key].append(tensors(compiled(*args, **kwargs)))
+
+    assert all(map(same, separate, together))
+
+
+@properties
+@given(spec=specs(), policy=measuring_policies())
+def test_a_second_run_equals_the_first(spec: Spec, policy: Policy) -> None:
+    case = build(spec)
+    compiled = synccache.compile(case.model, policy)
+    first = outputs(compiled, case, STEPS)
+    decisions = compiled.stats().decisions
+    jumped = outputs(compiled, case, STEPS)  # the timestep jumps back up
+    assert decisions == compiled.stats().decisions
+    compiled.reset()
+    again = outputs(compiled, case, STEPS)
+
+    assert decisions == compiled.stats().decisions
+    assert same(first, jumped)
+    assert same(first, again)
+
+
+# ------------------------------------------------------------------------ what is found
+
+
+@properties
+@given(spec=specs())
+def test_streams_and_branches_are_found(spec: Spec) -> None:
+    case = build(spec)
+    compiled = synccache.compile(case.model, "exact")
+    args, kwargs = case.new_inputs(seed=0, timestep=900.0)
+    compiled(*args, **kwargs)
+    program = compiled.program
+    found = [
+        [(b.block, b.reads, b.kind) for b in program.branches if b.stream == stream.index]
+        for stream in program.streams
+    ]
+    expected = list(case.model.by_hand(*args, **kwargs).program().values())
+
+    assert sorted(expected, key=repr) == sorted(found, key=repr)
+
+
+def test_the_tags_find_exactly_the_injectors_of_wan_s2v() -> None:
+    case = build_real("wan_s2v")
+    compiled = synccache.compile(case.model, "asymmetric")
+    args, kwargs = case.new_inputs(seed=0, timestep=900.0)
+    compiled(*args, **kwargs)
+    injected = [b for b in compiled.program.branches if AUDIO in b.reads]
+
+    assert case.audio_after_blocks == tuple(b.block for b in injected)
+    assert all("audio_injector" in b.label for b in injected)
+    assert len(compiled.program.branches) == 3 * 40 + 12
