@@ -4,6 +4,7 @@
 """
 
 from synccache import policies as policies
+from synccache.calibrate import calibrate as calibrate
 from synccache.compiler import compile as compile
 from synccache.errors import (
     CaptureError,
@@ -16,9 +17,11 @@ from synccache.errors import (
 )
 from synccache.fx.cached_model import CachedModel
 from synccache.planner import Plan
+from synccache.planner.calibration import Calibration
 from synccache.policies.dsl import Policy, Rule
 
 __all__ = [
+    "Calibration",
     "CachedModel",
     "CaptureError",
     "MatchError",
@@ -30,6 +33,7 @@ __all__ = [
     "StateError",
     "SynccacheError",
     "VerifyError",
+    "calibrate",
     "compile",
     "policies",
 ]

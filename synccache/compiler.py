@@ -27,6 +27,7 @@ from synccache.fx.regions import Layout, lay_out
 from synccache.fx.rewrite import rewrite
 from synccache.fx.variant import Variant
 from synccache.planner import Plan, parse_bytes, plan_chain
+from synccache.planner.calibration import Calibration
 from synccache.policies import by_name, from_json
 from synccache.policies.dsl import MaskWeight, Policy, RelativeL1, measured_signals
 
@@ -41,6 +42,8 @@ class Request:
     conditions: Mapping[str, Sequence[str]] | None
     masks: Mapping[str, Tensor]
     verify: bool
+    calibration: Calibration | None = None
+    measure: bool = False  # emit taps at region boundaries, for calibrate()
 
 
 def compile(
@@ -53,6 +56,7 @@ def compile(
     masks: Mapping[str, Tensor] | None = None,
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
     verify: bool = True,
+    calibration: Calibration | str | Path | None = None,
 ) -> CachedModel:
     """The model with a caching policy compiled into it; call it as you call the model.
 
@@ -72,6 +76,8 @@ def compile(
             width] grid that divides into the tokens.
         example: ``(args, kwargs)`` of one forward to record now instead of at the first call.
         verify: replay the recording once and demand the same bits.
+        calibration: what ``synccache.calibrate`` measured, or the path of its file; without one the
+            planner assumes that few absorbed audio branches, evenly spread, are best, and says so.
 
     Raises:
         PolicyError, PlanError: at once, for what can be seen without running the model.
@@ -82,18 +88,32 @@ def compile(
             f"compile() takes a torch.nn.Module, got {type(model).__name__}.",
             hint="Pass the transformer itself, e.g. pipe.transformer.",
         )
-    request = Request(
+    request = checked_request(
+        policy, mem_budget=mem_budget, cache_ratio=cache_ratio, conditions=conditions, masks=masks,
+        verify=verify, calibration=calibration,
+    )  # fmt: skip
+    compiled = CachedModel(model, request, build_variant)
+    if example is not None:
+        compiled.record(*example)
+    return compiled
+
+
+def checked_request(
+    policy: str | Path | Policy, *, mem_budget: str | int | None = None, cache_ratio: float | None = None,
+    conditions: Mapping[str, Sequence[str]] | None = None, masks: Mapping[str, Tensor] | None = None,
+    verify: bool = True, calibration: Calibration | str | Path | None = None, measure: bool = False,
+) -> Request:  # fmt: skip
+    """The arguments of ``compile`` as a checked record."""
+    return Request(
         policy=_policy(policy),
         mem_budget=None if mem_budget is None else parse_bytes(mem_budget),
         cache_ratio=_ratio(cache_ratio),
         conditions=conditions,
         masks=dict(masks or {}),
         verify=verify,
+        calibration=Calibration.load(calibration) if isinstance(calibration, (str, Path)) else calibration,
+        measure=measure,
     )
-    compiled = CachedModel(model, request, build_variant)
-    if example is not None:
-        compiled.record(*example)
-    return compiled
 
 
 def _policy(policy: object) -> Policy:
@@ -135,7 +155,7 @@ def build_variant(
     planned = time.perf_counter()
     emitted = rewrite(
         model, program, captured, matches, layout, hoisted, name=name,
-        find_mask=bool(_wants_mask(matches) - set(masks)),
+        find_mask=bool(_wants_mask(matches) - set(masks)), measure=request.measure,
     )  # fmt: skip
     return Variant(
         captured=captured, tags=tags, program=program, matches=matches, layout=layout, plan=plan,
@@ -197,6 +217,7 @@ def _plan(
         model, program, matches, layout, hoisted, leader=request.policy.leader,
         guidance_branches=guidance_branches,
         masks=_mask_bytes(matches, masks, program, guidance_branches),
+        drift=_drift(model, request, layout),
     )  # fmt: skip
     planned = bool(matches) and all(m.planned for m in matches) and len(matches) == 1
     plan = plan_chain(
@@ -210,6 +231,17 @@ def _plan(
             where=plan.where, hint="Raise mem_budget, or write Rule(skip=segments(...)).",
         )  # fmt: skip
     return plan
+
+
+def _drift(model: nn.Module, request: Request, layout: Layout) -> tuple[tuple[float, ...], ...] | None:
+    if request.calibration is None or not layout.regions:
+        return None
+    request.calibration.check(
+        model=type(model).__name__,
+        regions=tuple(r.label for r in layout.regions),
+        shape=tuple(layout.regions[0].runs[0].before.meta["shape"]),
+    )
+    return request.calibration.drift
 
 
 def _mask_bytes(

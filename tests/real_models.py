@@ -10,6 +10,7 @@ at every step, as in a denoising loop; the latents are new for each seed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,15 +111,20 @@ def _wan_i2v() -> Case:
     def new_inputs(seed: int, timestep: float, guidance_branch: int = 0) -> Inputs:
         latents = torch.cat([_normal(seed, 1, 4, 2, 8, 8), first_frame], dim=1)
         kwargs = {"encoder_hidden_states_image": image, "return_dict": False}
-        return (latents, torch.tensor([int(timestep)]), texts[guidance_branch]), kwargs
+        return (latents, torch.tensor([timestep]), texts[guidance_branch]), kwargs
 
     conditions = {"text": ["encoder_hidden_states"], "reference": ["encoder_hidden_states_image"]}
     return Case("wan_i2v", _enlarged(model), new_inputs, conditions)
 
 
+@cache
+def _wan_s2v_class() -> type[nn.Module]:
+    return wan_s2v_module().WanS2VModel
+
+
 def _wan_s2v() -> Case:
     frames, size = 2, 8
-    model = wan_s2v_module().WanS2VModel(
+    model = _wan_s2v_class()(
         dim=24,
         in_dim=16,
         ffn_dim=48,

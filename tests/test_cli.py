@@ -1,6 +1,7 @@
 """The command line: a demo that ends with its files and figures, and one clear line for each wrong input."""
 
 import json
+import shutil
 import struct
 import wave
 from pathlib import Path
@@ -8,11 +9,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from synccache.cli import app
+from synccache.portrait.load import WEIGHTS
 
 FILES = {"portrait.mp4", "contact_sheet.png", "plan.json", "plan.txt", "report.json"}
 FAST = ["--steps", "6", "--mem-budget", "1GB"]
@@ -97,6 +101,45 @@ def test_the_table_ends_a_run_without_json(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "times faster" in result.stdout
     assert "identical" in result.stdout
+
+
+def test_silence_without_guidance_is_a_run_with_one_call_per_step(tmp_path: Path) -> None:
+    silence = struct.pack("<IHHIIHH", 16, 1, 1, 8_000, 16_000, 2, 16)
+    body = b"WAVEfmt " + silence + b"data" + struct.pack("<I", 8_000) + bytes(8_000)
+    (tmp_path / "silence.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    options = ["--audio", str(tmp_path / "silence.wav"), "--guidance", "1", "--json"]
+    result = demo(tmp_path / "out", *options)
+
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["decisions_per_window"][0]) == 1
+
+
+def test_the_threshold_and_the_cache_ratio_reach_the_compiler(tmp_path: Path) -> None:
+    audio = str(speech(tmp_path / "speech.wav", seconds=0.3))
+    options = ["--audio", audio, "--threshold", "1e-9", "--cache-ratio", "0.2", "--steps", "3"]
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "out"), "--json", *options])
+
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["decisions_per_window"][0]["with audio"] == "CCC"
+    assert report["settings"]["mem_budget"] is None
+    assert "Absorbed into regions" in (tmp_path / "out" / "plan.txt").read_text()
+
+
+def test_weights_that_hold_nan_are_refused_by_name(tmp_path: Path) -> None:
+    shutil.copytree(WEIGHTS, tmp_path / "weights")
+    weights = load_file(tmp_path / "weights" / "transformer.safetensors")
+    weights["head.weight"][0, :3] = torch.nan
+    save_file(weights, tmp_path / "weights" / "transformer.safetensors")
+    result = demo(tmp_path / "out", "--weights", str(tmp_path / "weights"))
+
+    assert_refused(result, tmp_path / "out", "head.weight", "3 values", "NaN")
+
+
+def test_absent_weights_are_refused(tmp_path: Path) -> None:
+    result = demo(tmp_path / "out", "--weights", str(tmp_path))
+
+    assert_refused(result, tmp_path / "out", "no weights", "transformer.safetensors")
 
 
 def test_a_missing_audio_file_is_refused(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_a_folder_that_exists_keeps_its_other_files_and_its_old_ones_on_failure(
         (part / "a.txt").write_text("new")
 
     assert after_failure == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "mine.txt"]
     assert (tmp_path / "a.txt").read_text() == "new"
     assert (tmp_path / "mine.txt").read_text() == "mine"
 

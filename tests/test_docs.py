@@ -1,13 +1,19 @@
 """Every Python block in the documentation runs; the blocks of one file share one namespace.
 
 A block that needs a GPU or the reader's own model is opened with ```python notest: it must still be
-valid Python.
+valid Python. A block opened with ```text output is what the Python block before it prints; `...` in it
+stands for anything. `python tests/test_docs.py` puts in what is printed now where that has changed.
 """
 
+import contextlib
 import doctest
 import importlib
+import io
 import pkgutil
 import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,34 +22,70 @@ import synccache
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(python|text output)([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LOOSE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-def blocks(page: Path) -> list[tuple[int, str, str]]:
-    """(line of the first statement, what follows ```python, code) for each block of a page."""
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: its kind, what follows the kind, its first line, its text and place."""
+
+    kind: str
+    flags: str
+    line: int
+    text: str
+    place: tuple[int, int]
+
+
+def blocks(page: Path) -> list[Block]:
     text = page.read_text()
     return [
-        (text[: found.start(2)].count("\n") + 1, found[1].strip(), found[2])
+        Block(
+            found[1],
+            found[2].strip(),
+            text[: found.start(3)].count("\n") + 1,
+            found[3],
+            found.span(3),
+        )
         for found in BLOCK.finditer(text)
     ]
 
 
+def run_page(page: Path) -> Iterator[tuple[Block, str]]:
+    """Runs the Python blocks of a page; yields every output block with what was really printed."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    printed = ""
+    for block in blocks(page):
+        if block.kind == "text output":
+            yield block, printed
+            continue
+        assert block.flags in {"", "notest"}, f"{page.name}:{block.line}: flag {block.flags!r}"
+        # the padding makes tracebacks point at the line of the page
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        if block.flags != "notest":
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(code, namespace)
+            printed = out.getvalue()
+
+
+def agree(written: str, printed: str) -> bool:
+    """Whether what a page says is what is printed, up to white space and `...`."""
+    return doctest.OutputChecker().check_output(written, printed, LOOSE)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_python_block_of_a_page_runs(
+def test_every_python_block_of_a_page_runs_and_prints_what_the_page_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # what a block writes, it writes there
-    namespace: dict[str, object] = {"__name__": "__main__"}
-    for line, flags, code in blocks(page):
-        assert flags in {"", "notest"}, f"{page.name}:{line}: unknown flag {flags!r}"
-        # the padding makes tracebacks point at the line of the page
-        compiled = compile("\n" * (line - 1) + code, str(page), "exec")
-        if flags != "notest":
-            exec(compiled, namespace)
+    for block, printed in run_page(page):
+        assert agree(block.text, printed), (
+            f"{page.name}:{block.line} no longer prints this; it prints:\n{printed}"
+        )
 
 
 def test_the_readme_shows_the_use_on_a_model_in_twelve_lines_first() -> None:
-    _, _, code = blocks(ROOT / "README.md")[0]
+    code = blocks(ROOT / "README.md")[0].text
 
     assert "synccache.compile(" in code
     assert len(code.strip().splitlines()) <= 12
@@ -71,3 +113,23 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
 
     assert failed == 0
+
+
+def renew(page: Path) -> None:
+    """Rewrites the output blocks of a page that no longer agree with what is printed."""
+    text, moved = page.read_text(), 0
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        outputs = list(run_page(page))
+    for block, printed in outputs:
+        if not agree(block.text, printed):
+            lines = "".join(f"{line.rstrip()}\n" for line in printed.strip("\n").splitlines())
+            start, end = (edge + moved for edge in block.place)
+            text = text[:start] + lines + text[end:]
+            moved += len(lines) - len(block.text)
+            print(f"{page.name}:{block.line} renewed")
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    for outdated in PAGES:
+        renew(outdated)

@@ -99,6 +99,14 @@ def test_a_cheaper_storage_buys_more_segments() -> None:
     assert (stored.device_bytes, stored.drift) == (2000, pytest.approx(0.80 + 4 * 0.2))
 
 
+def test_cp_sat_joins_nothing_across_a_border() -> None:
+    drift = {(i, j): float(j - i != 3) for j in range(5) for i in range(j)}
+    free, bordered = chain(4, drift=drift), chain(4, drift=drift, borders=[1])
+
+    assert partition_cp_sat(free, segments=2, exactly=True).drift == 1.0
+    assert partition_cp_sat(bordered, segments=2, exactly=True).partition.cuts == (0, 2, 4)
+
+
 def test_a_price_on_seconds_keeps_residuals_on_the_device() -> None:
     problem = chain(2, sizes=10**9, drift={(0, 1): 0.1, (1, 2): 0.1, (0, 2): 0.5})
     roomy = 4 * 10**9

@@ -14,6 +14,7 @@ from test_planner_chains import (
     all_cuts,
     chain,
     chain_problems,
+    pairs,
     total_bytes,
     total_cost,
 )
@@ -170,6 +171,28 @@ def test_a_budget_that_only_fits_the_smaller_residuals_is_used_to_the_last_byte(
 
     assert partition(problem, max_bytes=14).cuts == (0, 2, 3)
     assert partition(problem, max_bytes=13).cuts == (0, 1, 3)
+
+
+def test_a_dearer_but_lighter_beginning_is_kept_for_the_sake_of_its_end() -> None:
+    halves = {(0, 1): 10, (1, 3): 10, (0, 2): 5, (2, 3): 5} | {
+        (3, 4): 15,
+        (4, 6): 15,
+        (3, 5): 5,
+        (5, 6): 5,
+    }
+    prices = {(0, 1): 1.0, (0, 2): 2.0, (3, 4): 1.0, (3, 5): 10.0}
+    everything = pairs(6)
+    problem = chain(
+        6,
+        sizes={pair: halves.get(pair, 50) for pair in everything},
+        drift={pair: prices.get(pair, 0.0) for pair in everything},
+        borders=[2],
+        guidance_branches=1,
+    )
+
+    found = partition(problem, segments=4, exactly=True, max_bytes=40)
+
+    assert (found.cuts, found.drift, found.residual_bytes) == ((0, 2, 3, 4, 6), 3.0, 40)
 
 
 def test_too_few_segments_for_the_borders_are_refused() -> None:

@@ -154,6 +154,14 @@ def test_a_plan_with_needlessly_few_regions_fails_its_check() -> None:
         replace(plan, cache_ratio=None).check(problem)
 
 
+def test_a_plan_that_joins_across_a_border_fails_its_check() -> None:
+    plan = planned(chain(4), cache_ratio=0.7)
+
+    assert plan.cuts == (0, 2, 4)
+    with pytest.raises(PlanError, match=r"regions\[1\] absorbs what it may not is \['audio.2'\]"):
+        plan.check(chain(4, borders=[2]))
+
+
 def test_a_plan_for_other_drifts_fails_its_check() -> None:
     problem = chain(4, drift=PAPER_DRIFT)
     other = chain(4, drift={**PAPER_DRIFT, (0, 1): 0.11})

@@ -176,6 +176,23 @@ def test_a_schedule_prints_as_a_grid_with_its_proof() -> None:
     assert lines[4].startswith("optimal after ") and lines[4].endswith("gap 0.00%")
 
 
+def test_seconds_that_storage_loses_count_as_compute() -> None:
+    problem = ScheduleProblem(
+        regions=(moving("only", speed=1.0),),
+        steps=8,
+        fixed_seconds_per_step=0.0,
+        warmup_steps=1,
+        last_steps=0,
+        max_gap=7,
+    )
+    slow = Storage(name="slow", device_share=0.0, seconds_per_gb=5e7)  # half a second for 10 bytes
+
+    found = schedule(problem, compute_fraction=0.75, storages=(slow,))
+
+    assert len(found.rows[0].computed_steps) == 4
+    assert found.seconds == pytest.approx(4 * 1.0 + 4 * 0.5)
+
+
 def test_a_region_without_room_is_computed_at_every_step() -> None:
     found = schedule(two_regions(), compute_fraction=0.75, max_bytes=10)
     storages = {row.name: row.storage for row in found.rows}

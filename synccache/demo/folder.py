@@ -14,7 +14,9 @@ __all__ = ["written_whole"]
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`; what is in it moves into `folder` when the block ends well.
+    """A temporary folder; what is in it moves into `folder` when the block ends well.
+
+    It lies beside `folder`, or in it if there is one already: always on the same file system.
 
     If the block raises, `folder` stays as it was. Files of the same name are replaced, others are kept.
 
@@ -25,10 +27,9 @@ def written_whole(folder: Path) -> Iterator[Path]:
         raise FileExistsError(f"{folder} is a file, not a folder")
     missing = [parent for parent in (target, *target.parents) if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
+    place = target if target.exists() else target.parent
     try:
-        if target.exists():
-            tempfile.TemporaryFile(dir=target).close()  # is it writable? asked before the long work
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=place))
     except OSError:
         _remove_empty(missing)
         raise

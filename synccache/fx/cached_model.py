@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import copy
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,23 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from synccache.errors import CaptureError, StateError, VerifyError
+from synccache.errors import StateError
 from synccache.fx import report
 from synccache.fx.capture import Captured, capture
 from synccache.fx.conditions import nodes_tagged
-from synccache.fx.inputs import bind, describe_key_change, flatten, signature_key
+from synccache.fx.drift import DriftMeter
+from synccache.fx.inputs import bind, flatten, signature_key
 from synccache.fx.ops import ValueChanged
 from synccache.fx.program import ResidualProgram
 from synccache.fx.runtime import Call, Trajectory
 from synccache.fx.variant import Variant
+from synccache.fx.variants import Variants
+from synccache.fx.verify import Before, verify
 from synccache.planner import Plan
 
-MAX_VARIANTS = 8  # input signatures kept; a denoising loop has one or two
-MAX_RECAPTURES = 4  # of one signature, because a number read from a tensor changed
-
 _OWN = (
-    "_model", "_request", "_builder", "_variants", "_last", "_trajectories", "_key", "_branch",
-    "_captures", "_recaptures", "_capture_seconds", "_stale_keys",
+    "_model", "_request", "_builder", "_variants", "_trajectories", "_key", "_branch", "_captures",
+    "_capture_seconds", "_stride", "meter",
 )  # fmt: skip
 
 
@@ -53,13 +52,12 @@ class CachedModel(nn.Module):
         for registry in ("_parameters", "_buffers", "_modules"):
             own[registry] = model.__dict__[registry]  # the same objects: nothing is copied
         own["_request"], own["_builder"] = request, builder
-        own["_variants"] = OrderedDict()
-        own["_last"] = None
+        own["_variants"] = Variants(type(model).__name__)
         own["_trajectories"] = {None: Trajectory()}
         own["_key"] = contextvars.ContextVar("synccache_trajectory", default=None)
         own["_branch"] = contextvars.ContextVar("synccache_branch", default=None)
-        own["_captures"], own["_recaptures"], own["_capture_seconds"] = 0, 0, 0.0
-        own["_stale_keys"] = 0
+        own["_captures"], own["_capture_seconds"] = 0, 0.0
+        own["_stride"], own["meter"] = None, None
 
     # ---- being the model
 
@@ -102,48 +100,55 @@ class CachedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """One forward of one guidance branch, with what the policy skips replaced."""
         tensors, names, key = self._inputs(args, kwargs)
-        found = self._variants.get(key)
-        if found is None:
-            return self._first(key, names, tensors, args, kwargs)
-        self._variants.move_to_end(key)
-        own = self.__dict__
-        own["_stale_keys"] = 0
+        known = self._variants.find(key)
         try:
-            return self._run(key, found, tensors)
-        except ValueChanged as change:
-            return self._again(change, key, names, tensors, args, kwargs)
+            if not known:
+                return self._record_and_run(None, key, names, tensors, args, kwargs)
+            call = self._enter(known[0], tensors)
+            change: ValueChanged | None = None
+            for variant in sorted(known, key=lambda v: v.layout is not call.state.layout):
+                try:
+                    return self._run(call, variant, tensors)
+                except ValueChanged as found:
+                    change = found
+            assert change is not None
+            self._variants.check_room(key, change)
+            return self._record_and_run(call, key, names, tensors, args, kwargs)
+        except BaseException:
+            self._forget_trajectory()  # half a forward has left its caches in no defined state
+            raise
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Records one forward with these inputs now; no trajectory begins."""
-        tensors, names, key = self._inputs(args, kwargs)
-        if key not in self._variants:
+        _, names, key = self._inputs(args, kwargs)
+        if not self._variants.find(key):
             _, captured = self._capture(args, kwargs)
-            self._keep(key, names, self._build(captured, 1))
+            self._variants.add(key, names, self._build(captured, 1))
 
     def _inputs(self, args: Any, kwargs: Any) -> tuple[list[Tensor], list[str], Hashable]:
         arguments = bind(self._model.forward, args, kwargs)
         tensors, structure, paths = flatten(arguments)
         return tensors, ["_".join(p) for p in paths], signature_key(tensors, structure, self.training)
 
-    def _first(self, key: Any, names: list[str], tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
-        rng, before = torch.get_rng_state(), [_copy(t) for t in tensors] if self._request.verify else []
-        versions = [None if t.is_inference() else t._version for t in tensors]
+    def _record_and_run(
+        self, call: Call | None, key: Any, names: list[str], tensors: list[Tensor], args: Any, kwargs: Any
+    ) -> Any:
+        """Records the forward, whose result is returned, and fills the caches by a replay of it."""
+        before = Before(tensors) if self._request.verify else None
         out, captured = self._capture(args, kwargs)
-        branches = max((v.guidance_branches for v in self._variants.values()), default=1)
-        variant = self._build(captured, branches)
-        self._keep(key, names, variant)
-        if not self._request.verify:
-            self._enter(key, variant, tensors).state.decisions.append("C")
+        last = self._variants.last
+        variant = self._build(captured, 1 if last is None else last.guidance_branches)
+        self._variants.add(key, names, variant)
+        call = self._enter(variant, tensors) if call is None else call
+        if before is None:
+            call.state.belong_to(variant.layout)
+            call.state.decisions.append("C")
             return out
-        for tensor, version, copied in zip(tensors, versions, before):
-            if version is not None and tensor._version != version:
-                with torch.no_grad():
-                    tensor.copy_(copied)  # the forward wrote to its input: replay on what it was given
         after = torch.get_rng_state()
-        torch.set_rng_state(rng)
-        replay = self._run(key, variant, tensors)
+        before.restore()
+        replayed = self._run(call, variant, tensors)
         torch.set_rng_state(after)
-        self._verify(out, replay)
+        verify(out, replayed, f"{self._request.policy.name} on {type(self._model).__name__}")
         return out
 
     def _capture(self, args: Any, kwargs: Any) -> tuple[Any, Captured]:
@@ -153,87 +158,46 @@ class CachedModel(nn.Module):
         self.__dict__["_capture_seconds"] += time.perf_counter() - started
         return out, captured
 
-    def _keep(self, key: Any, names: list[str], variant: Variant) -> None:
-        own = self.__dict__
-        if self._variants:
-            own["_stale_keys"] += 1
-        if own["_stale_keys"] >= MAX_VARIANTS:
-            last = next(reversed(self._variants))
-            raise CaptureError(
-                f"the last {own['_stale_keys']} calls all had a signature of their own; this one "
-                f"differs from the one before in: {describe_key_change(last, key, names)}.",
-                where=type(self._model).__name__,
-                hint="Pass what changes every step as a tensor, not as a Python number.",
-            )
-        self._variants[key] = variant
-        own["_last"] = variant
-        while len(self._variants) > MAX_VARIANTS:
-            self._variants.popitem(last=False)
-
     def _build(self, captured: Captured, branches: int) -> Variant:
         name = f"Compiled{type(self._model).__name__}{self._captures or 1}"
         variant: Variant = self._builder(self._model, self._request, captured, branches, name)
         return variant
 
-    def _verify(self, expected: Any, found: Any) -> None:
-        for i, (a, b) in enumerate(zip(flatten(expected)[0], flatten(found)[0])):
-            if not torch.equal(torch.isnan(a), torch.isnan(b)) or not torch.equal(
-                torch.nan_to_num(a), torch.nan_to_num(b)
-            ):
-                worst = (a.double() - b.double()).abs().max().item() if a.is_floating_point() else "?"
-                raise VerifyError(
-                    f"output {i} of the recorded graph differs from the model's own by up to {worst}.",
-                    where=f"{self._request.policy.name} on {type(self._model).__name__}",
-                    hint="The forward has a side effect or a source of values that was not seen; "
-                    "please report the model.",
-                )
-
-    def _again(self, change: ValueChanged, key: Any, names: Any, tensors: Any, args: Any, kwargs: Any) -> Any:
-        own = self.__dict__
-        own["_recaptures"] += 1
-        if own["_recaptures"] > MAX_RECAPTURES:
-            raise CaptureError(
-                f"the forward reads a number from a tensor that changes from call to call: {change} "
-                f"(recorded again {MAX_RECAPTURES} times).",
-                where=type(self._model).__name__,
-                hint="Put the code that reads it into a sub-module that is called whole.",
-            ) from change
-        del self._variants[key]
-        self._trajectories[self._key.get()] = Trajectory()
-        return self._first(key, names, tensors, args, kwargs)
-
-    def _run(self, key: Any, variant: Variant, tensors: list[Tensor]) -> Any:
-        call = self._enter(key, variant, tensors)
-        variant = self._last
+    def _run(self, call: Call, variant: Variant, tensors: list[Tensor]) -> Any:
+        if len(call.trajectory.branches) > variant.guidance_branches:
+            variant = self._planned_again(variant, len(call.trajectory.branches))
+        self._variants.last = variant
+        call.state.belong_to(variant.layout)
+        call.masks = dict(variant.masks)
+        if self._stride is not None:
+            if self.meter is None:
+                self.__dict__["meter"] = DriftMeter(len(variant.layout.regions), self._stride)
+            call.meter = self.meter
         outputs = variant.emitted.module(call, *tensors)
+        if call.meter is not None:
+            call.meter.finish_call(call.key)
         call.state.decisions.append("S" if call.skipped else "C")
         call.trajectory.syncs += call.syncs
         return variant.captured.result.fill(list(outputs))
 
-    def _enter(self, key: Any, variant: Variant, tensors: list[Tensor]) -> Call:
-        """The call's place in its trajectory; plans anew when another guidance branch appears."""
-        own = self.__dict__
+    def _enter(self, variant: Variant, tensors: list[Tensor]) -> Call:
+        """The call's place in its trajectory."""
         name = self._key.get()
         trajectory = self._trajectories.setdefault(name, Trajectory())
         noise = self._noise(variant, tensors)
         if noise is not None:
-            trajectory.syncs += 1
             if trajectory.step >= 0 and noise > trajectory.noise:
                 trajectory = self._trajectories[name] = Trajectory(steps=trajectory.steps)
-        state = trajectory.enter(noise, self._branch.get())
-        if len(trajectory.branches) > variant.guidance_branches:
-            variant = self._replanned(key, variant, len(trajectory.branches))
-        own["_last"] = variant
-        branch = next(k for k, v in trajectory.branches.items() if v is state)
-        state.belong_to(variant.layout)
-        return Call(trajectory, state, branch, self._request.policy.leader, variant.masks)
+            trajectory.syncs += 1
+        key, state = trajectory.enter(noise, self._branch.get())
+        return Call(trajectory, state, key, self._request.policy.leader, {})
 
-    def _replanned(self, key: Any, variant: Variant, branches: int) -> Variant:
+    def _planned_again(self, variant: Variant, branches: int) -> Variant:
+        """The variant for more guidance branches: caches multiply, so the plan may change."""
         fresh = self._build(variant.captured, branches)
-        same = variant.plan is None or fresh.plan is None or variant.plan.cuts == fresh.plan.cuts
-        if same:
+        if variant.plan is None or fresh.plan is None or variant.plan.cuts == fresh.plan.cuts:
             fresh = variant.with_plan_of(fresh)
-        self._variants[key] = fresh
+        self._variants.replace(variant, fresh)
         return fresh
 
     def _noise(self, variant: Variant, tensors: list[Tensor]) -> float | None:
@@ -251,6 +215,10 @@ class CachedModel(nn.Module):
 
     # ---- trajectories
 
+    def measure(self, stride: int) -> None:
+        """From now on skip nothing and record in ``meter`` how residuals drift."""
+        self.__dict__["_stride"] = stride
+
     def reset(self) -> None:
         """Forgets every trajectory and what is held for it; recordings are kept."""
         self._trajectories.clear()
@@ -261,6 +229,11 @@ class CachedModel(nn.Module):
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise StateError(f"begin(steps=...) takes a positive integer, got {steps!r}.")
         self._trajectories[self._key.get()] = Trajectory(steps=steps)
+
+    def _forget_trajectory(self) -> None:
+        name = self._key.get()
+        steps = self._trajectories[name].steps if name in self._trajectories else None
+        self._trajectories[name] = Trajectory(steps=steps)
 
     @contextmanager
     def trajectory(self, key: Hashable) -> Iterator[None]:
@@ -285,12 +258,12 @@ class CachedModel(nn.Module):
     @property
     def variant(self) -> Variant:
         """The compiled form that the last call used."""
-        if self._last is None:
+        if self._variants.last is None:
             raise StateError(
                 "nothing is compiled yet: the first forward is recorded while it computes.",
                 hint="Call the model once, or pass example=(args, kwargs) to compile().",
             )
-        return self._last  # type: ignore[no-any-return]
+        return self._variants.last  # type: ignore[no-any-return]
 
     @property
     def plan(self) -> Plan:
@@ -331,7 +304,4 @@ class CachedModel(nn.Module):
         """Forwards recorded so far, re-captures included."""
         return int(self._captures)
 
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
 

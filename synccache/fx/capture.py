@@ -15,7 +15,8 @@ from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import CaptureError
 from synccache.fx.inputs import Path, Structure, bind, flatten
-from synccache.fx.recorder import Frame, Recorder, Unplaceable
+from synccache.fx.frames import Frame, Unplaceable
+from synccache.fx.recorder import Recorder
 
 _ATTEMPTS = 12  # modules closed one by one before giving up
 

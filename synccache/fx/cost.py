@@ -13,7 +13,7 @@ from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
 from synccache.fx.runtime import history
-from synccache.planner import ChainProblem, Gap, Live, segment_table
+from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_table
 from synccache.policies import dsl
 from synccache.policies.dsl import AUDIO, FIRST_BRANCH, HoldResidual, Leader
 
@@ -99,6 +99,7 @@ def _measures(condition: dsl.Condition) -> list[dsl.RelativeL1]:
 def chain_problem(
     model: nn.Module, program: ResidualProgram, matches: Sequence[RuleMatch], layout: Layout,
     hoisted: dict[Node, int], *, leader: Leader, guidance_branches: int, masks: int,
+    drift: tuple[tuple[float, ...], ...] | None,
 ) -> ChainProblem:  # fmt: skip
     """What the planner needs to know of this model, policy and these shapes."""
     regions = layout.regions
@@ -130,6 +131,8 @@ def chain_problem(
         tensors_per_segment=max((history(m.rule.reuse) for m in matches), default=1),
         fixed_bytes_per_branch=invariant_bytes(program.captured, hoisted) + fixed,
         shared_bytes=shared + masks,
+        drift=drift,
+        drift_source=DriftSource.ASSUMED if drift is None else DriftSource.CALIBRATION,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ _CARRYING_FUNCTIONS = {
     torch.reshape, torch.permute, torch.transpose, torch.flatten, torch.unflatten, torch.squeeze,
     torch.unsqueeze, torch.clone, torch.movedim, torch.narrow, torch.chunk, torch.split,
     torch.tensor_split, torch.unbind, torch.swapaxes, torch.select, torch.detach, operator.getitem,
-    ops.check_value, ops.check_shape,
+    ops.check_value, ops.check_shape, ops.check_layout, ops.field,
 }  # fmt: skip
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 _JOINS = {torch.cat, torch.concat, torch.concatenate}

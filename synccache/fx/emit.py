@@ -18,8 +18,8 @@ from torch.fx.node import map_arg
 
 from synccache.fx import ops
 from synccache.fx.capture import Captured, graph_module
-from synccache.fx.inputs import Leaf
-from synccache.fx.recorder import Frame, _index_paths
+from synccache.fx.inputs import Leaf, index_paths
+from synccache.fx.frames import Frame
 
 Key = Hashable  # a recorded node, or the name of a gate
 
@@ -75,7 +75,7 @@ def call_item(frame: Frame, inside: frozenset[Node]) -> Item:
         call.meta["origin"] = frame.path
         out: dict[Key, Node] = {}
         assert frame.result is not None
-        for node, path in zip(frame.result_nodes, _index_paths(frame.result.tree)):
+        for node, path in zip(frame.result_nodes, index_paths(frame.result.tree)):
             if node not in inside:
                 continue
             part = call
@@ -220,9 +220,10 @@ def call_graph(
     if len(outputs) == 1:
         _carry_facts(outputs[0], call)
         return {outputs[0]: call}
+    short = name.removeprefix("invariant_").removesuffix("_once")
     out: dict[Key, Node] = {}
     for i, node in enumerate(outputs):
-        out[node] = graph.call_function(ops.item, (call, i))
+        out[node] = graph.create_node("call_function", ops.item, (call, i), {}, name=f"{short}_{i}")
         _carry_facts(node, out[node])
     return out
 

@@ -35,7 +35,7 @@ class Gate(nn.Module):
 
     def forward(self, call: Call, *probes: Tensor) -> bool:
         state = call.state
-        can = all(run in state.held for run in self.runs)
+        can = call.meter is None and all(run in state.held for run in self.runs)
         if call.leads:
             skip = self._decide(call, probes) and can
             call.trajectory.decided[self.rule] = skip

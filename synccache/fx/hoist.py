@@ -17,7 +17,7 @@ from torch.fx import Node
 from synccache.fx.capture import Captured
 from synccache.fx.conditions import SAMPLE
 from synccache.fx.dataflow import ancestors
-from synccache.fx.recorder import Frame
+from synccache.fx.frames import Frame
 
 MIN_SHARE = 0.01  # of a top-level module's FLOPs: opening it for less makes code longer for nothing
 _RANDOM = {

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import numbers
+import types
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import torch
+from torch import nn
 
 Path = tuple[str, ...]
 
@@ -34,8 +39,26 @@ def _is_namedtuple(value: Any) -> bool:
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
+def _is_named_result(value: Any) -> bool:
+    """``torch.return_types``: what ``x.max(dim=1)`` gives."""
+    return isinstance(value, tuple) and hasattr(value, "n_sequence_fields")
+
+
 def _is_record(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, (type, Leaf))
+    return dataclasses.is_dataclass(value) and not isinstance(value, (type, Leaf, Structure))
+
+
+_NOT_HOLDERS = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether an object of any class (a namespace, a list of its own kind) carries tensors."""
+    if isinstance(value, _NOT_HOLDERS) or not isinstance(getattr(value, "__dict__", None), dict):
+        return False
+    parts = [*vars(value).values(), *(value if isinstance(value, (list, tuple)) else ())]
+    inner = [i for p in parts if type(p) in (list, tuple) for i in p]
+    inner += [i for p in parts if type(p) is dict for i in p.values()]
+    return any(isinstance(p, torch.Tensor) for p in (*parts, *inner))
 
 
 def _map(tree: Any, leaf: Callable[[Leaf], Any]) -> Any:
@@ -45,26 +68,44 @@ def _map(tree: Any, leaf: Callable[[Leaf], Any]) -> Any:
         return tree.build({k: _map(v, leaf) for k, v in tree.values.items()})
     if _is_namedtuple(tree):
         return type(tree)(*(_map(v, leaf) for v in tree))
-    if type(tree) in (list, tuple):
-        return type(tree)(_map(v, leaf) for v in tree)
-    if isinstance(tree, dict):
+    if type(tree) in (list, tuple) or _is_named_result(tree):
+        return type(tree)([_map(v, leaf) for v in tree])
+    if type(tree) is dict:
         return {k: _map(v, leaf) for k, v in tree.items()}
     return tree
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """A dataclass instance taken apart; diffusers' output classes are both dataclass and dict."""
+    """An object taken apart: a dataclass (diffusers' output classes are one, and a dict as well),
+    a dict of its own kind, or any object that carries tensors as attributes."""
 
     kind: type
-    values: dict[str, Any]
+    values: dict[Any, Any]
 
-    def build(self, values: dict[str, Any]) -> Any:
-        return self.kind(**values)
+    def build(self, values: dict[Any, Any]) -> Any:
+        if dataclasses.is_dataclass(self.kind):
+            return _rebuilt_dataclass(self.kind, values)
+        if issubclass(self.kind, defaultdict):
+            return self.kind(None, values)
+        if issubclass(self.kind, dict):
+            return self.kind(values)
+        out = self.kind.__new__(self.kind)
+        for name, value in values.items():
+            object.__setattr__(out, name, value)
+        return out
+
+
+def _rebuilt_dataclass(kind: Any, values: dict[Any, Any]) -> Any:
+    given = {f.name for f in dataclasses.fields(kind) if f.init}
+    out = kind(**{k: v for k, v in values.items() if k in given})
+    for name in values.keys() - given:
+        object.__setattr__(out, name, values[name])
+    return out
 
 
 def flatten(value: Any) -> tuple[list[torch.Tensor], Structure, list[Path]]:
-    """The tensors of nested lists, tuples, dicts and dataclasses, in order, with their paths."""
+    """The tensors of nested lists, tuples, dicts, dataclasses and objects, with their paths."""
     tensors: list[torch.Tensor] = []
     paths: list[Path] = []
 
@@ -78,13 +119,28 @@ def flatten(value: Any) -> tuple[list[torch.Tensor], Structure, list[Path]]:
             return _Record(type(item), {k: walk(v, path + (k,)) for k, v in values.items()})
         if _is_namedtuple(item):
             return type(item)(*(walk(v, path + (str(i),)) for i, v in enumerate(item)))
-        if type(item) in (list, tuple):
-            return type(item)(walk(v, path + (str(i),)) for i, v in enumerate(item))
+        if type(item) in (list, tuple) or _is_named_result(item):
+            return type(item)([walk(v, path + (str(i),)) for i, v in enumerate(item)])
         if isinstance(item, dict):
-            return {k: walk(v, path + (str(k),)) for k, v in item.items()}
+            values = {k: walk(v, path + (str(k),)) for k, v in item.items()}
+            return values if type(item) is dict else _Record(type(item), values)
+        if _holds_tensors(item):
+            return _Record(type(item), {k: walk(v, path + (k,)) for k, v in vars(item).items()})
         return item
 
     return tensors, Structure(walk(value, ())), paths
+
+
+def index_paths(tree: Any) -> list[tuple[Any, ...]]:
+    """For each ``Leaf`` of a structure's tree, the indices and names that lead to it."""
+    if isinstance(tree, Leaf):
+        return [()]
+    if isinstance(tree, (list, tuple)):
+        return [(i, *rest) for i, v in enumerate(tree) for rest in index_paths(v)]
+    if isinstance(tree, (dict, _Record)):
+        values = tree.values if isinstance(tree, _Record) else tree
+        return [(k, *rest) for k, v in values.items() for rest in index_paths(v)]
+    return []
 
 
 def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -99,18 +155,40 @@ def unbind(forward: Callable[..., Any], arguments: dict[str, Any]) -> tuple[tupl
     return bound.args, bound.kwargs
 
 
-def _freeze(tree: Any) -> Any:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Same:
+    """An object compared by identity, and kept alive, so that its address is not another's later."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+_PLAIN = (numbers.Number, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
+_DEPTH = 6  # of objects inside objects whose plain attributes are compared by value
+
+
+def _freeze(tree: Any, depth: int = 0) -> Any:
     if isinstance(tree, Leaf):
         return ("tensor", tree.index)
     if isinstance(tree, _Record):
-        return (tree.kind, tuple((k, _freeze(v)) for k, v in tree.values.items()))
+        return (tree.kind, tuple((_freeze(k), _freeze(v, depth)) for k, v in tree.values.items()))
     if isinstance(tree, (list, tuple)):
-        return (type(tree), tuple(_freeze(v) for v in tree))
+        return (type(tree), tuple(_freeze(v, depth) for v in tree))
     if isinstance(tree, dict):
-        return (dict, tuple((str(k), _freeze(v)) for k, v in tree.items()))
-    if tree is None or isinstance(tree, (int, float, complex, str, bytes, torch.dtype, torch.device)):
+        return (type(tree), tuple((_freeze(k), _freeze(v, depth)) for k, v in tree.items()))
+    if isinstance(tree, (set, frozenset)):
+        return (type(tree), frozenset(_freeze(v, depth) for v in tree))
+    if tree is None or isinstance(tree, _PLAIN):
         return (type(tree), tree)
-    return ("object", id(tree))
+    inside = getattr(tree, "__dict__", None)
+    if depth < _DEPTH and inside and isinstance(inside, dict) and not isinstance(tree, _NOT_HOLDERS):
+        return (type(tree), _freeze(inside, depth + 1))
+    return _Same(tree)
 
 
 def signature_key(tensors: list[torch.Tensor], structure: Structure, training: bool) -> Any:

@@ -52,6 +52,17 @@ def check_value(tensor: Tensor, reader: str, expected: Any) -> Tensor:
     return tensor
 
 
+LAYOUTS = ("stride", "is_contiguous", "storage_offset", "dim_order")
+
+
+def check_layout(tensor: Tensor, question: str, expected: Any, *args: Any) -> Tensor:
+    """``tensor``, if it lies in memory as it did when the forward asked and was recorded."""
+    found = getattr(tensor, question)(*args)
+    if found != expected:
+        raise ValueChanged(question, expected, found)
+    return tensor
+
+
 def check_same(left: Tensor, right: Any, reader: str, expected: bool) -> bool:
     """``torch.equal`` or ``torch.allclose``, if it answers as it did when recorded."""
     found = bool(getattr(torch, reader)(left, right))

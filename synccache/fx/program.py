@@ -13,7 +13,7 @@ from synccache.errors import MatchError
 from synccache.fx.capture import Captured
 from synccache.fx.conditions import OTHER, SAMPLE
 from synccache.fx.dataflow import backward_closure, carried, is_attention
-from synccache.fx.recorder import Frame
+from synccache.fx.frames import Frame
 from synccache.fx.streams import Lineage, find_lineages
 from synccache.policies.dsl import ADD, ATTENTION, MLP, Kind
 
@@ -211,7 +211,8 @@ def _count_costs(drafts: list[_Draft]) -> None:
             d.kind = ATTENTION
         elif not heavy or not (d.reads_own or d.other_streams):
             d.kind = ADD
-        d.label = _common_path([n.meta["frame"] for n in heavy] or [d.sum.meta["frame"]])
+        mixing = [n for n in own if is_attention(n)]  # names the module best where several take part
+        d.label = _common_path([n.meta["frame"] for n in mixing or heavy] or [d.sum.meta["frame"]])
 
 
 def _common_path(frames: list[Frame]) -> str:

@@ -12,9 +12,10 @@ from torch.fx import Node
 
 from synccache.fx.gate import Gate
 from synccache.fx.program import Branch, ResidualProgram
-from synccache.fx.runtime import Invariant, SkipRegion, Trajectory, bytes_held
+from synccache.fx.runtime import AudioWrites, Invariant, SkipRegion, Trajectory, bytes_held
 from synccache.fx.variant import Variant
 from synccache.planner import format_bytes
+from synccache.policies import dsl
 from synccache.policies.dsl import AUDIO
 
 if TYPE_CHECKING:
@@ -92,15 +93,24 @@ def listing(variant: Variant) -> str:
     code = re.sub(r";(  \w+ =)+ .*?None$", "", module.code.strip(), flags=re.M)
     code = re.sub(r"(;  (\w+ = )+None)$", "", code, flags=re.M)
     code = code.replace("synccache_fx_ops_", "")
+    code = re.sub(r"getattr\(((?:self|model)[\w.]*), \"(\d+)\"\)", r"\1[\2]", code)
+    code = re.sub(r"slice\((\w+), ([-\w]+), None\)", _slice, code)
+    code = re.sub(r"\[\(([^()]*:[^()]*)\)\]", r"[\1]", code)
     nodes = {n.name: n for n in module.graph.nodes}
     roles = _roles(variant)
     lines = []
     for line in _unpacked(code.splitlines()):
-        name = re.match(r"\s+(\w+)(?:, \w+)* = ", line)
-        node = nodes.get(name.group(1)) if name else None
+        name = re.match(r"\s+(\w+) = ", line)
+        call = re.search(r" = self\.(\w+)\(", line)
+        node = nodes.get(name.group(1)) if name else nodes.get(call.group(1)) if call else None
         remark = _remark(node, variant, roles) if node is not None else ""
         lines.append(f"{line:<72}  # {remark}" if remark else line)
     return "\n".join(lines) + "\n"
+
+
+def _slice(found: re.Match[str]) -> str:
+    start, stop = (("" if v == "None" else v) for v in found.groups())
+    return f"{start}:{stop}"
 
 
 def _unpacked(lines: list[str]) -> list[str]:
@@ -137,20 +147,26 @@ def _remark(node: Node, variant: Variant, roles: Mapping[str, Branch]) -> str:
         return f"gate: skip while {describe(child.condition)}"
     if isinstance(child, SkipRegion):
         region = variant.layout.regions[child.index]
-        return f"skip region: {region.label}, computed or the held residual added"
+        return f"skip branch: {region.label}: computed, or the held residual added"
     if isinstance(child, Invariant):
         return "once a trajectory: depends on no input that the loop changes"
+    if isinstance(child, AudioWrites):
+        return "for the automatic mask: where audio is written"
     shape = node.meta.get("shape")
     facts = [f"{list(shape)}"] if shape is not None else []
     origin = node.meta.get("origin", "")
     if origin:
         facts.append(origin)
-    audio = [b for label, b in roles.items() if label == origin and AUDIO in b.reads]
+    audio = [b for label, b in roles.items() if AUDIO in b.reads and _within(label, origin)]
     if audio:
-        facts.append("live: reads audio")
+        facts.append("LIVE: reads audio, runs on every step")
     if variant.program is not None and node.name in _probe_names(variant):
-        facts.append("probe")
+        facts.append("PROBE")
     return " ".join(facts)
+
+
+def _within(label: str, origin: str) -> bool:
+    return bool(origin) and (label == origin or label.startswith(f"{origin}."))
 
 
 def _probe_names(variant: Variant) -> set[str]:
@@ -159,19 +175,38 @@ def _probe_names(variant: Variant) -> set[str]:
     return {a.name for g in gates for a in g.args[1:] if isinstance(a, Node)}
 
 
-def describe(condition: Any) -> str:
-    """A condition in short words."""
-    text = repr(condition)
-    for pattern, short in (
-        (r"Counter\(name='(\w+)'\)", r"\1"),
-        (r"Blocks\(start=(\w+), stop=(\w+)\)", r"blocks[\1:\2]"),
-        (r"(?:left|of|right|probe|since|weight)=", ""),
-        (r", operator='([<>=]+)', limit=([\d.e+-]+)\)", r" \1 \2)"),
-        (r"Compare\(", "("),
-        (r", None\)", ")"),
-    ):
-        text = re.sub(pattern, short, text)
-    return text
+def describe(item: Any) -> str:
+    """A condition, signal, probe or selector as it would be written."""
+    match item:
+        case dsl.And():
+            return f"{describe(item.left)} and {describe(item.right)}"
+        case dsl.Or():
+            return f"({describe(item.left)} or {describe(item.right)})"
+        case dsl.Not():
+            return f"not ({describe(item.of)})"
+        case dsl.Compare():
+            return f"{describe(item.left)} {item.operator} {item.limit:g}"
+        case dsl.Counter():
+            return item.name
+        case dsl.Accumulated():
+            return f"accumulated {describe(item.of)}"
+        case dsl.Polynomial():
+            return f"polynomial of {describe(item.of)}"
+        case dsl.RelativeL1():
+            since = item.since.value.replace("_", " ")
+            weight = f", {item.weight.name} weighs {item.weight.inside:g}" if item.weight else ""
+            return f"change of {describe(item.probe)} since {since}{weight}"
+        case dsl.Output():
+            return f"output of {describe(item.of)}"
+        case dsl.Residual():
+            return f"residual of {describe(item.of)}"
+        case dsl.Blocks():
+            start, stop = item.start, item.stop
+            one = start is not None and stop is not None and stop == start + 1
+            return f"blocks[{start}]" if one else f"blocks[{start or ''}:{stop or ''}]"
+        case dsl.Steps():
+            return f"steps {item.letters}"
+    return repr(item)
 
 
 # --------------------------------------------------------------------------- explain

@@ -17,6 +17,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from synccache.fx.capture import Captured
+from synccache.fx.drift import BoundaryTap
 from synccache.fx.emit import Emitter, Item, Key, assemble, call_graph, is_free, nodes_in, write_items
 from synccache.fx.gate import Gate
 from synccache.fx.match import RuleMatch, main_stream
@@ -44,13 +45,14 @@ class Rewritten:
 def rewrite(
     model: nn.Module, program: ResidualProgram | None, captured: Captured,
     matches: tuple[RuleMatch, ...], layout: Layout, hoisted: dict[Node, int], *,
-    name: str, find_mask: bool,
+    name: str, find_mask: bool, measure: bool = False,
 ) -> Rewritten:  # fmt: skip
     """Emits the program with its regions guarded by gates.
 
     Args:
         hoisted: nodes to compute once, with the bit mask of the inputs they depend on.
         find_mask: also watch what the audio branches write, for policies that weigh by a mask.
+        measure: also show every region boundary to the call's drift meter.
     """
     live = _live(captured, matches, layout)
     unit_of = _units(captured, live, layout, hoisted)
@@ -78,6 +80,13 @@ def rewrite(
     items += [_gate_item(i, m, layout, captured.graph) for i, m in enumerate(matches)]
     if find_mask and program is not None:
         items += _write_taps(program, layout)
+    if measure:
+        items += [
+            _tap_item(node, BoundaryTap(side, region.index), f"drift_{side}_{region.index}_{i}")
+            for region in layout.regions
+            for i, run in enumerate(region.runs)
+            for side, node in (("start", run.before), ("end", run.after))
+        ]
     graph = Graph()
     values: dict[Key, Node] = {"call": graph.placeholder("call")}
     for node in captured.placeholders:
@@ -242,19 +251,25 @@ def _write_taps(program: ResidualProgram, layout: Layout) -> list[Item]:
         b for b in program.of_stream(stream)
         if dsl.AUDIO in b.reads and b.index not in skipped and len(b.addends) == 1
     ]  # fmt: skip
-    return [_tap_item(b.addends[0], b.before.meta["shape"], i) for i, b in enumerate(found)]
+    return [
+        _tap_item(b.addends[0], AudioWrites(_tokens(b.before)), f"audio_writes_{i}")
+        for i, b in enumerate(found)
+    ]
 
 
-def _tap_item(addend: Node, shape: tuple[int, ...], index: int) -> Item:
+def _tokens(node: Node) -> int:
     tokens = 1
-    for size in shape[1:-1]:
+    for size in node.meta["shape"][1:-1]:
         tokens *= size
-    module = AudioWrites(tokens)
-    name = f"audio_writes_{index}"
+    return tokens
+
+
+def _tap_item(node: Node, module: nn.Module, name: str) -> Item:
+    """A line that shows a value to a module and makes nothing."""
 
     def write(graph: Graph, value):  # type: ignore[no-untyped-def]
-        node = graph.create_node("call_module", name, (value("call"), value(addend)), {}, name=name)
-        node.meta.update(module=module, origin="")
+        line = graph.create_node("call_module", name, (value("call"), value(node)), {}, name=name)
+        line.meta.update(module=module, origin="")
         return {}
 
-    return Item(addend.meta["position"] + 0.25, frozenset([addend]), frozenset(), frozenset(), write)
+    return Item(node.meta["position"] + 0.25, frozenset([node]), frozenset(), frozenset(), write)

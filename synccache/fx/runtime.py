@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
+from synccache.fx.drift import DriftMeter
 from synccache.policies.dsl import FIRST_BRANCH, HoldResidual, Leader, LinearResidual, Predictor
 
 MAX_GUIDANCE_BRANCHES = 8  # calls at one timestep; more means that trajectories are not told apart
@@ -88,8 +89,8 @@ class Trajectory:
     kept: dict[str, list[_Kept]] = field(default_factory=dict)
     syncs: int = 0  # device-to-host transfers: one for the timestep of a call, one for a gate
 
-    def enter(self, noise: float | None, branch: Hashable | None) -> BranchState:
-        """The state of the guidance branch that a call at this noise level belongs to."""
+    def enter(self, noise: float | None, branch: Hashable | None) -> tuple[Hashable, BranchState]:
+        """Key and state of the guidance branch that a call at this noise level belongs to."""
         if noise is None:
             noise = self.noise  # no timestep: every call is a step of its own
             fresh = True
@@ -110,7 +111,7 @@ class Trajectory:
                 hint="Call compiled.reset() before a new run that starts at the same timestep, or "
                 "wrap each run in `with compiled.trajectory(key):`.",
             )
-        return self.branches.setdefault(key, BranchState())
+        return key, self.branches.setdefault(key, BranchState())
 
     @property
     def relative_noise(self) -> float:
@@ -126,6 +127,7 @@ class Call:
     key: Hashable
     leader: Leader
     masks: dict[str, Tensor]
+    meter: DriftMeter | None = None  # set while drift is measured: then nothing is skipped
     syncs: int = 0
     skipped: bool = False
 

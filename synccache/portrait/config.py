@@ -16,7 +16,7 @@ class PortraitError(ValueError):
 class PortraitConfig:
     """Sizes shared by data, tokenizer, model and sampler.
 
-    Units: sizes in pixels or counts, rates in Hz.
+    Units: sizes in pixels or counts, rates in Hz; `change_scale` is the deviation of latents from the reference's.
     """
 
     image_size: int = 64
@@ -29,6 +29,7 @@ class PortraitConfig:
     latent_channels: int = 32
     latent_frames: int = 8
     latent_size: int = 8
+    change_scale: float = 0.62
     width: int = 128
     heads: int = 4
     depth: int = 10

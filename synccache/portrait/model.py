@@ -154,11 +154,11 @@ class PortraitTransformer(nn.Module):
         reference: Tensor,
         motion: Tensor | None = None,
     ) -> Tensor:
-        """The velocity noise - clean, like `latents`.
+        """The velocity noise - clean, like `latents`, which are noisy changes from the reference (see `changes`).
 
         Shapes:  latents [batch, C, T, H, W] = [batch, 32, 8, 8, 8]; timestep [batch], the noise level sigma in [0, 1]
         (1 is pure noise; not times 1000); audio [batch, window_features, mel_bands], null audio is zeros;
-        reference [batch, C, H, W]; motion [batch, C, H, W], the known first latent frame, or None.
+        reference [batch, C, H, W]; motion [batch, C, H, W], the known first frame of changes, or None.
         """
         time = self.time_embed(_sinusoids(timestep * _TIME_SCALE, self.config.time_features))
         modulation = self.time_projection(time).unflatten(1, (_MODULATIONS, -1))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from synccache.portrait.audio import feature_windows, null_audio
 from synccache.portrait.autoencoder import PortraitAutoencoder
+from synccache.portrait.changes import changes_of, latents_of
 from synccache.portrait.config import CONFIG, PortraitError
 
 __all__ = ["Denoiser", "generate_clip", "noise_levels", "sample"]
@@ -55,6 +56,7 @@ def sample(
 
     Every step calls the model with the audio and then, unless `guidance` is 1, with null audio at the same timestep:
     v = v_null + guidance * (v_audio - v_null). `on_step(step, latents)` is called after every step.
+    The model works on changes from the reference (see `changes`); what goes in and comes out here are latents.
     Shapes:  audio [batch, window_features, mel_bands]; reference and motion [batch, 32, 8, 8].
     """
     _check(audio, reference, motion)
@@ -65,18 +67,20 @@ def sample(
         CONFIG.latent_size,
         CONFIG.latent_size,
     )
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(reference)
+    state = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(reference)
+    known = None if motion is None else changes_of(motion, reference)
     silent = null_audio(audio)
     levels = noise_levels(steps, shift).to(reference)
     for step in range(steps):
         timestep = levels[step].expand(len(audio)).contiguous()
-        velocity = model(latents, timestep, audio, reference, motion)
+        velocity = model(state, timestep, audio, reference, known)
         if guidance != 1.0:
-            without = model(latents, timestep, silent, reference, motion)
+            without = model(state, timestep, silent, reference, known)
             velocity = without + guidance * (velocity - without)
-        latents = latents + (levels[step + 1] - levels[step]) * velocity
+        state = state + (levels[step + 1] - levels[step]) * velocity
         if on_step is not None:
-            on_step(step, latents)
+            on_step(step, latents_of(state, reference))
+    latents = latents_of(state, reference)
     if motion is not None:
         latents = torch.cat([motion.unsqueeze(2), latents[:, :, 1:]], dim=2)
     return latents

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synccache.portrait.audio import audio_features, null_audio, read_wave
+from synccache.portrait.changes import changes_of
 from synccache.portrait.corpus import HELD_OUT, speak
 from synccache.portrait.data import HELD_OUT_IDENTITIES, draw_clip_set
-from synccache.portrait.load import load_autoencoder
+from synccache.portrait.load import load_autoencoder, load_weights
 from synccache.portrait.model import PortraitTransformer
 from synccache.portrait.optimizer import Average, PortraitOptimizer
 from synccache.portrait.train_autoencoder import training_clips
@@ -25,6 +26,7 @@ _NULL_AUDIO_SHARE, _MOTION_SHARE = 0.12, 0.5
 _MOTION_NOISE, _AUDIO_NOISE = 0.08, 0.02
 _NOISE_LEVEL_SPREAD, _NOISE_LEVEL_SHIFT = 1.1, 0.3
 _WARMUP_STEPS = 40
+_EXPORT_EVERY = 150
 _MUON_RATE, _ADAM_RATE = 0.012, 1.5e-3
 _LARGEST_GRADIENT = 1.0  # norm of all gradients together
 _DECAY_FROM = 0.35  # share of the time after which the learning rate falls to zero
@@ -38,7 +40,8 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 def _loss(model: nn.Module, data: TrainingSet, index: Tensor, generator: torch.Generator) -> Tensor:
     """Weighted squared error of the velocity on the clips `index`."""
-    latents, reference = data.latents[index].float(), data.reference[index].float()
+    reference = data.reference[index].float()
+    latents = changes_of(data.latents[index].float(), reference)
     audio = data.audio[index].float()
     audio = audio + _AUDIO_NOISE * torch.randn(audio.shape, generator=generator)
     dropped = torch.rand(len(index), 1, 1, generator=generator) < _NULL_AUDIO_SHARE
@@ -66,16 +69,16 @@ def _validation(model: nn.Module, data: TrainingSet) -> tuple[float, float]:
     totals = [0.0, 0.0]
     for start in range(0, _VALIDATION_CLIPS, _BATCH):
         some = slice(start, start + _BATCH)
-        latents, weights = data.latents[some].float(), data.weights[some].float().unsqueeze(1)
+        reference = data.reference[some].float()
+        latents = changes_of(data.latents[some].float(), reference)
+        weights = data.weights[some].float().unsqueeze(1)
         noise = torch.randn(latents.shape, generator=generator)
         for level in _VALIDATION_LEVELS:
             noisy = (1.0 - level) * latents + level * noise
             for which, audio in enumerate(
                 (data.audio[some].float(), data.audio[some].float().roll(1, 0))
             ):
-                velocity = model(
-                    noisy, torch.full((len(latents),), level), audio, data.reference[some].float()
-                )
+                velocity = model(noisy, torch.full((len(latents),), level), audio, reference)
                 error = ((velocity - (noise - latents)).square() * weights).mean() / weights.mean()
                 totals[which] += (
                     error.item() * len(latents) / (_VALIDATION_CLIPS * len(_VALIDATION_LEVELS))
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/portrait_train"))
     parser.add_argument("--clips", type=int, default=3600)
     parser.add_argument("--max-minutes", type=float, default=95.0)
+    parser.add_argument("--start-from", type=Path, help="weights to begin with (safetensors)")
     parser.add_argument(
         "--export", type=Path, default=Path(__file__).parent / "weights" / "transformer.safetensors"
     )
@@ -123,6 +127,9 @@ def main() -> None:
         mirrored=False,
     )
     model = PortraitTransformer()
+    if options.start_from:
+        load_weights(model, options.start_from)
+        model.train().requires_grad_(True)
     average = Average(model, 0.998)
     optimizer = PortraitOptimizer(model, _is_matrix, muon_rate=_MUON_RATE, adam_rate=_ADAM_RATE)
     checkpoint = options.folder / "transformer.pt"
@@ -156,7 +163,7 @@ def main() -> None:
                 f"step {step} minutes {(time.time() - started) / 60:.1f} loss {smooth:.4f}",
                 flush=True,
             )
-        if step % 200 == 0:
+        if step % _EXPORT_EVERY == 0:
             own, other = _validation(average.model, unseen)
             print(f"validation step {step} own {own:.4f} other audio {other:.4f}", flush=True)
             if own < best:

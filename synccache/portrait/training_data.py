@@ -14,7 +14,7 @@ from synccache.portrait.data import ClipSet
 
 __all__ = ["TrainingSet", "encode_clips", "token_mask"]
 
-_MOUTH_WEIGHT, _PERSON_WEIGHT = 3.0, 0.5  # added to 1
+_MOUTH_WEIGHT, _PERSON_WEIGHT = 1.0, 1.0  # added to 1
 _ENCODED_AT_ONCE = 8
 
 

@@ -1,0 +1,71 @@
+"""``calibrate``: measure, on the user's own sampling loop, how fast each segment's residual drifts.
+
+    measured = synccache.calibrate(model, lambda m: sample(m, ...))
+    measured.save("portrait.drift.json")
+    compiled = synccache.compile(model, cache_ratio=0.4, calibration=measured)
+
+The loop runs once, uncached and exact. The planner then knows the drift of every way to merge
+regions, for every budget: one calibration serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from synccache.compiler import build_variant, checked_request
+from synccache.errors import StateError
+from synccache.fx.cached_model import CachedModel
+from synccache.fx.drift import DriftMeter
+from synccache.planner.calibration import Calibration
+from synccache.policies.dsl import Policy
+
+DEFAULT_STRIDE = 4
+
+
+def calibrate(
+    model: nn.Module,
+    run: Callable[[CachedModel], Any],
+    policy: str | Path | Policy = "asymmetric",
+    *,
+    conditions: Mapping[str, Sequence[str]] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    stride: int = DEFAULT_STRIDE,
+) -> Calibration:
+    """Drift of every segment that ``policy`` could hold, over one uncached trajectory.
+
+    Args:
+        run: the caller's sampling loop; it is called with a model to use in place of ``model``.
+        stride: every how many tokens are looked at; memory shrinks and noise grows with it.
+
+    Raises:
+        StateError: the loop made fewer than two steps, or the policy has no regions here.
+    """
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        raise StateError(f"calibrate(stride=...) takes a positive integer, got {stride!r}.")
+    request = checked_request(policy, conditions=conditions, masks=masks, measure=True)
+    measuring = CachedModel(model, request, build_variant)
+    measuring.measure(stride)
+    run(measuring)
+    meter: DriftMeter | None = measuring.meter
+    if meter is None or meter.steps == 0:
+        raise StateError(
+            "the sampling loop made fewer than two steps of one guidance branch, so no change could "
+            "be measured.",
+            where=f"calibrate({request.policy.name}) on {type(model).__name__}",
+            hint="Run the whole loop inside `run`, with the model that it is given.",
+        )
+    variant = measuring.variant
+    shapes = [list(r.runs[0].before.meta["shape"]) for r in variant.layout.regions]
+    return Calibration(
+        model=type(model).__name__,
+        regions=tuple(r.label for r in variant.layout.regions),
+        shape=tuple(shapes[0]),
+        steps=max(len(d) for d in measuring.stats().decisions.values()),
+        guidance_branches=len(measuring.stats().decisions),
+        stride=stride,
+        drift=meter.table(),
+    )

@@ -1,0 +1,106 @@
+"""Module calls while a forward is recorded: which are opened, and the frames that remember them."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from synccache.fx.inputs import Structure
+
+
+@dataclass(eq=False, slots=True)
+class Frame:
+    """One call of a module that was opened: what went in, what came out, and who called it."""
+
+    path: str
+    parent: Frame | None
+    arguments: Any = None  # (args, kwargs) with nodes for tensors; None if not expressible
+    result: Structure | None = None
+    result_nodes: list[Node] = field(default_factory=list)
+    kind: str = ""
+    autocast: tuple[Any, ...] = ()
+
+    def stack(self) -> list[Frame]:
+        """The frames from the outermost to this one."""
+        return (self.parent.stack() if self.parent else []) + [self]
+
+
+class Unplaceable(Exception):
+    """A tensor that no recorded operation made; the module called at ``path`` must stay closed."""
+
+    def __init__(self, path: str, line: str) -> None:
+        super().__init__(path)
+        self.path, self.line = path, line
+
+
+class SeesModuleCalls(Protocol):
+    """What ``module_calls_seen`` reports to."""
+
+    paused: bool
+
+    def call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any: ...
+
+
+_active = threading.local()
+_patch_lock = threading.Lock()
+_patch_depth = 0
+plain_module_call = nn.Module.__call__
+
+
+def _seen_module_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    recorder = getattr(_active, "recorder", None)
+    if recorder is None or recorder.paused:
+        return plain_module_call(module, *args, **kwargs)
+    return recorder.call_module(module, args, kwargs)
+
+
+@contextmanager
+def module_calls_seen(recorder: SeesModuleCalls) -> Iterator[None]:
+    """``nn.Module.__call__`` reports to the recorder of its own thread; undone at the end."""
+    global _patch_depth
+    with _patch_lock:
+        _patch_depth += 1
+        nn.Module.__call__ = _seen_module_call  # type: ignore[method-assign]
+    _active.recorder = recorder
+    try:
+        yield
+    finally:
+        _active.recorder = None
+        with _patch_lock:
+            _patch_depth -= 1
+            if _patch_depth == 0:
+                nn.Module.__call__ = plain_module_call  # type: ignore[method-assign]
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is called, not opened: torch's own, compiled, scripted or offloaded ones."""
+    if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+        return True
+    if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_hf_hook"):
+        return True
+    if has_hooks(module):
+        return True  # hooks may change what goes in and out: they run where the module is called
+    own = type(module).__module__.startswith(("torch.nn.", "torch.ao."))
+    childless = not any(True for _ in module.children())
+    return own and (isinstance(module, nn.MultiheadAttention) or childless)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether forward hooks were put on the module itself."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def user_line() -> str:
+    """The innermost line of the running forward that is neither torch's nor ours."""
+    for entry in reversed(traceback.extract_stack()):
+        if "/torch/" not in entry.filename and "/synccache/fx/" not in entry.filename:
+            return f"{entry.filename.rsplit('/', 1)[-1]}:{entry.lineno} `{entry.line}`"
+    return "an unknown line"

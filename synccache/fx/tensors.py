@@ -1,0 +1,110 @@
+"""Tensors and the memory they live in: identities, writes, and what a model owns."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+
+def storage_key(tensor: torch.Tensor) -> int | None:
+    """Identity of the memory a tensor lives in, while it lives; None where it has none (sparse)."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def storage_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the whole memory that a tensor is a view of."""
+    try:
+        return tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):
+        return tensor.numel() * tensor.element_size()
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """Torch's count of writes to a tensor; inference tensors have none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+class Memories:
+    """Numbers for pieces of memory; a number is never given again to memory made later.
+
+    A weak reference is held to each, which frees the bytes but keeps the address from reuse.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._next = itertools.count()
+
+    def of(self, tensor: torch.Tensor) -> int:
+        key = storage_key(tensor)
+        if key is None:
+            return -1
+        found = self._numbers.get(key)
+        if found is None:
+            found = StorageWeakRef(tensor.untyped_storage()), next(self._next)
+            self._numbers[key] = found
+        return found[1]
+
+    def number(self, key: int) -> int | None:
+        """The number of memory already seen, by its storage key."""
+        found = self._numbers.get(key)
+        return None if found is None else found[1]
+
+
+class Watch(TorchDispatchMode):
+    """Sees the ATen operations below every recorded call: their FLOPs, and what they write to.
+
+    Attention on CPU is counted too (torch's own table has it as 0). Writes are known by storage:
+    inference tensors and ``.data`` count no versions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.written: set[int] = set()
+        self._writing: dict[Any, tuple[tuple[int, str], ...]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        elif "scaled_dot_product" in packet.__name__ and "backward" not in packet.__name__:
+            self.flops += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
+        if func not in self._writing:
+            self._writing[func] = _written_arguments(func)
+        for position, name in self._writing[func]:
+            target = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in target if isinstance(target, (list, tuple)) else (target,):
+                key = storage_key(tensor) if isinstance(tensor, torch.Tensor) else None
+                if key is not None:
+                    self.written.add(key)
+        return out
+
+
+def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    schema = func._schema
+    return tuple(
+        (i, a.name) for i, a in enumerate(schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    ) if schema.is_mutable else ()  # fmt: skip
+
+
+def live_tensors(model: nn.Module) -> dict[int, str]:
+    """Parameters, buffers and plain tensor attributes, by identity, with the path that reads them."""
+    found: dict[int, str] = {}
+    for path, module in model.named_modules():
+        prefix = f"model.{path}." if path else "model."
+        for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
+            if isinstance(value, torch.Tensor):
+                found.setdefault(id(value), prefix + name)
+    return found

@@ -1,0 +1,53 @@
+"""The check that nobody foresaw: a recorded graph must give the model's own bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synccache.errors import VerifyError
+from synccache.fx.inputs import flatten
+
+
+class Before:
+    """Inputs and random state as they were, so that a forward can be run a second time."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self.copies = [t.detach().clone() for t in tensors]
+        self.versions = [None if t.is_inference() else t._version for t in tensors]
+        self.random = torch.get_rng_state()
+
+    def restore(self) -> None:
+        """Undoes what the forward wrote into its inputs, and what it drew."""
+        for tensor, copied, version in zip(self.tensors, self.copies, self.versions, strict=True):
+            if version is None or tensor._version != version:
+                with torch.no_grad():
+                    tensor.copy_(copied)
+        torch.set_rng_state(self.random)
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Equal in every element; NaN equals NaN."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not (left.is_floating_point() or left.is_complex()):
+        return torch.equal(left, right)
+    both_nan = torch.isnan(left) & torch.isnan(right)
+    return bool(((left == right) | both_nan).all())
+
+
+def verify(expected: Any, found: Any, where: str) -> None:
+    """Raises VerifyError unless two results of a forward are equal to the bit."""
+    pairs = zip(flatten(expected)[0], flatten(found)[0], strict=True)
+    for i, (a, b) in enumerate(pairs):
+        if not same_bits(a, b):
+            far = (a.double() - b.double()).abs().max().item() if a.is_floating_point() else "some"
+            raise VerifyError(
+                f"output {i} of the recorded graph differs from the model's own by up to {far}.",
+                where=where,
+                hint="The forward has a side effect or a source of values that was not seen, or it "
+                "is not deterministic: run it twice on the same inputs to find out.",
+            )
