@@ -1,6 +1,6 @@
 """``compile``: the pipeline, top to bottom.
 
-    capture -> tag -> match -> plan -> rewrite -> verify
+capture -> tag -> match -> plan -> rewrite -> verify
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def checked_request(
         conditions=conditions,
         masks=dict(masks or {}),
         verify=verify,
-        calibration=Calibration.load(calibration) if isinstance(calibration, (str, Path)) else calibration,
+        calibration=Calibration.load(calibration)
+        if isinstance(calibration, (str, Path))
+        else calibration,
         measure=measure,
     )
 
@@ -219,21 +221,21 @@ def _plan(
         masks=_mask_bytes(matches, masks, program, guidance_branches),
         drift=_drift(model, request, layout),
     )  # fmt: skip
-    planned = bool(matches) and all(m.planned for m in matches) and len(matches) == 1
-    plan = plan_chain(
-        problem, policy=request.policy.name, model=type(model).__name__, mem_budget=request.mem_budget,
-        cache_ratio=request.cache_ratio if planned else None,
-    )  # fmt: skip
-    if not planned and len(plan.regions) != len(layout.regions):
+    if request.cache_ratio is not None and matches and not any(m.planned for m in matches):
         raise PlanError(
-            f"the budget of {request.mem_budget} bytes would need {len(layout.regions)} regions merged "
-            f"into {len(plan.regions)}, but this policy does not say segments(...).",
-            where=plan.where, hint="Raise mem_budget, or write Rule(skip=segments(...)).",
+            f"cache_ratio={request.cache_ratio} chooses how many segments to hold, but no rule of this "
+            "policy says segments(...).",
+            where=f"{request.policy.name} on {type(model).__name__}", hint="Leave cache_ratio out.",
         )  # fmt: skip
-    return plan
+    return plan_chain(
+        problem, policy=request.policy.name, model=type(model).__name__, mem_budget=request.mem_budget,
+        cache_ratio=request.cache_ratio if matches else None,
+    )  # fmt: skip
 
 
-def _drift(model: nn.Module, request: Request, layout: Layout) -> tuple[tuple[float, ...], ...] | None:
+def _drift(
+    model: nn.Module, request: Request, layout: Layout
+) -> tuple[tuple[float, ...], ...] | None:
     if request.calibration is None or not layout.regions:
         return None
     request.calibration.check(
@@ -263,5 +265,5 @@ def _merged(
     for region in plan.regions:
         for gap in range(region.first_gap, region.last_gap):
             rule = base.regions[gap].rule
-            skip.update({index: rule for index in lives_between(program, base, gap)})
+            skip.update(dict.fromkeys(lives_between(program, base, gap), rule))
     return lay_out(program, skip, _probes(matches))

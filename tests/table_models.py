@@ -61,8 +61,8 @@ def _normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _time(timestep: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.tensor([timestep]).to(dtype)
+def _time(timestep: float) -> Tensor:
+    return torch.tensor([timestep])
 
 
 _Built = tuple[nn.Module, Callable[..., Inputs], dict[str, list[str]]]
@@ -95,7 +95,7 @@ def _wan_i2v() -> _Built:
         latents = torch.cat([_normal(seed, 1, 4, 2 + size, 8, 8), first], dim=1)
         text, image = _fixed(100 + branch, 1, 5, TEXT), _fixed(102, 1, 257, 20)
         kwargs = {"encoder_hidden_states_image": image, "return_dict": False}
-        return (latents, _time(timestep, torch.int64), text), kwargs
+        return (latents, _time(timestep), text), kwargs
 
     return model, inputs, {"reference": ["encoder_hidden_states_image"]}
 
@@ -221,7 +221,7 @@ def _cogvideox() -> _Built:
         return (), {
             "hidden_states": _normal(seed, 1, 2 + size, 4, 8, 8),
             "encoder_hidden_states": _fixed(100 + branch, 1, 6, TEXT),
-            "timestep": _time(timestep, torch.int64),
+            "timestep": _time(timestep),
             "image_rotary_emb": (_fixed(103, tokens, 12), _fixed(104, tokens, 12)),
         }
 

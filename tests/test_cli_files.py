@@ -34,7 +34,15 @@ def comparison() -> Comparison:
         sample_rate=SAMPLE_RATE,
         frame_rate=FRAME_RATE,
         work=Work(
-            28.0, 10.0, 1.0, 0.01, 0.31, 1000, ({"cond": "CCSSCSSSCC", "uncond": "CCSSCSSSCC"},)
+            28.0,
+            10.0,
+            50.0,
+            18.0,
+            1.0,
+            0.01,
+            0.31,
+            1000,
+            ({"cond": "CCSSCSSSCC", "uncond": "CCSSCSSSCC"},),
         ),
         quality=Quality(regions, 0.78, float("nan"), 0.995, 0.031, False),
         plan_text="plan",

@@ -120,7 +120,7 @@ def computing_policies(draw: st.DrawFn) -> Policy:
 # ---------------------------------------------------------------- nothing is skipped
 
 
-@examples(18)
+@examples(14)
 @given(spec=specs(), policy=computing_policies())
 def test_with_every_gate_on_compute_the_output_is_the_models_bit_for_bit(
     spec: Spec, policy: Policy
@@ -131,9 +131,14 @@ def test_with_every_gate_on_compute_the_output_is_the_models_bit_for_bit(
     assert same(outputs(case.model, case), outputs(compiled, case))
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "policy", [policies.exact(), policies.first_block_cache(0.0)], ids=lambda policy: policy.name
+    ("name", "policy"),
+    [
+        ("wan_t2v", policies.first_block_cache(0.0)),
+        ("wan_i2v", policies.exact()),
+        ("wan_s2v", policies.exact()),
+    ],
+    ids=NAMES,
 )
 def test_released_models_stay_bit_identical_when_nothing_is_skipped(
     name: str, policy: Policy
@@ -141,19 +146,23 @@ def test_released_models_stay_bit_identical_when_nothing_is_skipped(
     case = build_real(name)
     compiled = synccache.compile(case.model, policy, conditions=case.conditions)
 
-    assert same(outputs(case.model, case, steps=3), outputs(compiled, case, steps=3))
+    assert same(outputs(case.model, case, steps=2), outputs(compiled, case, steps=2))
 
 
-def test_asymmetric_with_a_threshold_never_reached_stays_bit_identical_on_wan_s2v() -> None:
+def test_on_wan_s2v_the_tags_find_exactly_the_injectors_and_asymmetric_leaves_them_live() -> None:
     case = build_real("wan_s2v")
     (rule,) = policies.asymmetric().rules
     never = Policy("never", (Rule(rule.skip, rule.when & (step < 0)),), FIRST_BRANCH)
     compiled = synccache.compile(case.model, never)
 
-    assert same(outputs(case.model, case, steps=3), outputs(compiled, case, steps=3))
+    assert same(outputs(case.model, case, steps=2), outputs(compiled, case, steps=2))
+    injected = [b for b in compiled.program.branches if AUDIO in b.reads]
+    assert case.audio_after_blocks == tuple(b.block for b in injected)
+    assert all("audio_injector" in b.label for b in injected)
+    assert len(compiled.program.branches) == 3 * 40 + 12
 
 
-@examples(5)
+@examples(4)
 @given(spec=specs(half=False))
 def test_weights_changed_after_compiling_are_used(spec: Spec) -> None:
     case = build(spec)
@@ -189,7 +198,7 @@ def test_a_condition_that_changes_between_steps_is_seen(inference: bool, change:
 # ------------------------------------------------------------------- steps are skipped
 
 
-@examples(24)
+@examples(18)
 @given(spec=specs(), policy=measuring_policies())
 def test_the_compiled_model_does_what_the_reference_interpreter_does(
     spec: Spec, policy: Policy
@@ -242,12 +251,9 @@ HARD = {
 
 
 @pytest.mark.parametrize(("spec", "skip"), HARD.values(), ids=HARD)
-@pytest.mark.parametrize("letters", ["C", "CSSCS"])
-def test_hard_cases_agree_with_the_reference_interpreter(
-    spec: Spec, skip: Selector, letters: str
-) -> None:
+def test_hard_cases_agree_with_the_reference_interpreter(spec: Spec, skip: Selector) -> None:
     case = build(spec)
-    policy = policies.step_mask(letters, skip=skip, reuse=LinearResidual())
+    policy = policies.step_mask("CSSCS", skip=skip, reuse=LinearResidual())
     reference, compiled = Interpreter(case.model, policy), synccache.compile(case.model, policy)
     expected, found = outputs(reference, case, STEPS), outputs(compiled, case, STEPS)
 
@@ -269,7 +275,7 @@ def one_step_twice(case: Any, skip: Selector | Segments) -> tuple[float, dict[An
     return difference(*found), compiled.stats().decisions
 
 
-@examples(8)
+@examples(6)
 @given(spec=specs(half=False), skip=st.sampled_from(SKIPS))
 def test_a_skipped_step_with_the_same_inputs_equals_the_full_one(
     spec: Spec, skip: Selector | Segments
@@ -293,7 +299,7 @@ def test_a_skipped_step_of_a_released_model_with_the_same_inputs_equals_the_full
     assert distance <= SAME_INPUTS
 
 
-@examples(8)
+@examples(6)
 @given(spec=specs(), policy=measuring_policies())
 def test_what_is_held_never_exceeds_the_plan(spec: Spec, policy: Policy) -> None:
     case = build(spec)
@@ -305,7 +311,7 @@ def test_what_is_held_never_exceeds_the_plan(spec: Spec, policy: Policy) -> None
         assert compiled.stats().bytes_held <= compiled.plan.memory.cache_bytes
 
 
-@examples(6)
+@examples(5)
 @given(spec=specs(), policy=measuring_policies())
 def test_interleaved_trajectories_equal_separate_ones(spec: Spec, policy: Policy) -> None:
     case = build(spec)
@@ -321,7 +327,7 @@ def test_interleaved_trajectories_equal_separate_ones(spec: Spec, policy: Policy
     assert all(map(same, separate, together))
 
 
-@examples(6)
+@examples(5)
 @given(spec=specs(), policy=measuring_policies())
 def test_a_second_run_equals_the_first(spec: Spec, policy: Policy) -> None:
     case = build(spec)
@@ -341,7 +347,7 @@ def test_a_second_run_equals_the_first(spec: Spec, policy: Policy) -> None:
 # ------------------------------------------------------------------------ what is found
 
 
-@examples(10)
+@examples(8)
 @given(spec=specs())
 def test_streams_and_branches_are_found(spec: Spec) -> None:
     case = build(spec)
@@ -356,15 +362,3 @@ def test_streams_and_branches_are_found(spec: Spec) -> None:
     expected = list(case.model.by_hand(*args, **kwargs).program().values())
 
     assert sorted(expected, key=repr) == sorted(found, key=repr)
-
-
-def test_the_tags_find_exactly_the_injectors_of_wan_s2v() -> None:
-    case = build_real("wan_s2v")
-    compiled = synccache.compile(case.model, "asymmetric")
-    args, kwargs = case.new_inputs(seed=0, timestep=900.0)
-    compiled(*args, **kwargs)
-    injected = [b for b in compiled.program.branches if AUDIO in b.reads]
-
-    assert case.audio_after_blocks == tuple(b.block for b in injected)
-    assert all("audio_injector" in b.label for b in injected)
-    assert len(compiled.program.branches) == 3 * 40 + 12

@@ -45,11 +45,14 @@ class Work:
     """What the two runs cost.
 
     `decisions` has one entry per window of the clip: guidance branch -> C computed, S skipped.
-    Units:  seconds of wall-clock time for all denoising loops, without capture, plan and decoding.
+    Units:  seconds of wall-clock time for all denoising loops, without capture, plan and decoding;
+            cpu_seconds are those of all threads together.
     """
 
     uncached_seconds: float
     compiled_seconds: float
+    uncached_cpu_seconds: float
+    compiled_cpu_seconds: float
     capture_seconds: float
     plan_seconds: float
     executed_fraction: float
@@ -60,6 +63,11 @@ class Work:
     def ratio(self) -> float:
         """How many times faster the compiled loop was."""
         return self.uncached_seconds / self.compiled_seconds
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The same in CPU time, which other programs on the machine disturb less."""
+        return self.uncached_cpu_seconds / self.compiled_cpu_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,9 @@ def report(comparison: Comparison, versions: dict[str, str | int]) -> dict[str, 
             "uncached": work.uncached_seconds,
             "compiled": work.compiled_seconds,
             "ratio": work.ratio,
+            "uncached_cpu": work.uncached_cpu_seconds,
+            "compiled_cpu": work.compiled_cpu_seconds,
+            "cpu_ratio": work.cpu_ratio,
             "capture": work.capture_seconds,
             "plan": work.plan_seconds,
         },

@@ -22,7 +22,9 @@ from synccache.portrait.audio import (
 )
 from synccache.portrait.config import CONFIG, PortraitError
 from synccache.portrait.data import HELD_OUT_IDENTITIES, Clip, draw_clip
+from synccache.portrait.held_out import mouth_box
 from synccache.portrait.load import Portrait
+from synccache.portrait.measures import Box
 from synccache.portrait.sampler import Denoiser, generate_clip
 
 __all__ = ["Scene", "TimedRun", "compiled_for", "generate", "prepare", "warm_up"]
@@ -34,7 +36,7 @@ _LEAST_SECONDS = 0.1  # two frames: less has no mouth movement to compare
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Who speaks and what: the inputs of both runs, and the drawn clip that measures take masks from.
+    """Who speaks and what: the inputs of both runs, and what measures need of the drawn clip.
 
     Shapes:  samples [samples], mono; features [feature frames, mel_bands]; reference [1, 32, 8, 8].
     """
@@ -44,6 +46,7 @@ class Scene:
     features: Tensor
     reference: Tensor
     drawn: Clip
+    mouth: Box
 
     @property
     def windows(self) -> int:
@@ -55,10 +58,14 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class TimedRun:
-    """The frames [frames, 3, 64, 64] of a run and the seconds of each of its windows' denoising loops."""
+    """The frames [frames, 3, 64, 64] of a run, and what its windows' denoising loops took together.
+
+    Units:  seconds of wall-clock time; cpu_seconds of all threads, which other programs disturb less.
+    """
 
     frames: Tensor
-    seconds: tuple[float, ...]
+    seconds: float
+    cpu_seconds: float
 
 
 def prepare(portrait: Portrait, audio: Path, seed: int) -> Scene:
@@ -75,9 +82,12 @@ def prepare(portrait: Portrait, audio: Path, seed: int) -> Scene:
     features = audio_features(samples, sample_rate)
     frames = max(1, -(-len(features) // CONFIG.features_per_frame))
     drawn = draw_clip(HELD_OUT_IDENTITIES + seed, features, 0, frames)
+    silence = torch.full((1, CONFIG.mel_bands), -1.0)
+    closed = draw_clip(HELD_OUT_IDENTITIES + seed, silence, 0, frames)
     with torch.no_grad():
         reference = portrait.autoencoder.encode_image(drawn.reference[None])
-    return Scene(samples.mean(axis=1), sample_rate, features, reference, drawn)
+    box = mouth_box(closed.mouth)
+    return Scene(samples.mean(axis=1), sample_rate, features, reference, drawn, box)
 
 
 def compiled_for(
@@ -125,16 +135,18 @@ def generate(
     on_window_end: Advance = lambda: None,
 ) -> TimedRun:
     """The clip of a scene; every window is timed from its start to its last step, decoding is not."""
-    seconds: list[float] = []
-    started = 0.0
+    seconds = cpu_seconds = 0.0
+    started = (0.0, 0.0)
 
     def begin(window: int, windows: int) -> None:
         nonlocal started
-        started = time.perf_counter()
+        started = (time.perf_counter(), time.process_time())
 
     def after_step(step: int, latents: Tensor) -> None:
+        nonlocal seconds, cpu_seconds
         if step == settings.steps - 1:
-            seconds.append(time.perf_counter() - started)
+            seconds += time.perf_counter() - started[0]
+            cpu_seconds += time.process_time() - started[1]
             on_window_end()
         on_step()
 
@@ -149,4 +161,4 @@ def generate(
         on_step=after_step,
         on_window=begin,
     )
-    return TimedRun(frames, tuple(seconds))
+    return TimedRun(frames, seconds, cpu_seconds)

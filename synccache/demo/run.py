@@ -17,7 +17,7 @@ import synccache
 from synccache.demo.checks import chosen_policy, require_settings
 from synccache.demo.comparison import Clip, Comparison, Settings, Work, report
 from synccache.demo.folder import written_whole
-from synccache.demo.judge import judged, mouth_trace
+from synccache.demo.judge import judged
 from synccache.demo.pair import Scene, TimedRun, compiled_for, generate, prepare, warm_up
 from synccache.demo.pictures import contact_sheet, video_pictures
 from synccache.demo.table import table
@@ -25,6 +25,7 @@ from synccache.demo.video import write_video
 from synccache.fx.report import Stats
 from synccache.portrait.config import CONFIG
 from synccache.portrait.load import WEIGHTS, Portrait, load_portrait
+from synccache.portrait.measures import mouth_opening_trace
 
 __all__ = ["run"]
 
@@ -78,8 +79,10 @@ def _compare(
             on_window_end=lambda: windows.append(compiled.stats()),
         )
     work = Work(
-        uncached_seconds=sum(uncached.seconds),
-        compiled_seconds=sum(cached.seconds),
+        uncached_seconds=uncached.seconds,
+        compiled_seconds=cached.seconds,
+        uncached_cpu_seconds=uncached.cpu_seconds,
+        compiled_cpu_seconds=cached.cpu_seconds,
         capture_seconds=first.capture_seconds,
         plan_seconds=first.plan_seconds,
         executed_fraction=sum(window.executed_fraction for window in windows) / len(windows),
@@ -95,7 +98,7 @@ def _compare(
         sample_rate=scene.sample_rate,
         frame_rate=CONFIG.frame_rate,
         work=work,
-        quality=judged(uncached.frames, cached.frames, scene.drawn),
+        quality=judged(uncached.frames, cached.frames, scene.drawn, scene.mouth),
         plan_text=str(compiled.plan),
         plan_json=compiled.plan.to_json(),
     )
@@ -108,7 +111,7 @@ def _by_name(window: Stats) -> dict[str, str]:
 
 def _clip(timed: TimedRun, scene: Scene) -> Clip:
     pixels = (timed.frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-    trace = mouth_trace(timed.frames, scene.drawn).double().numpy()
+    trace = mouth_opening_trace(timed.frames, scene.mouth).double().numpy()
     return Clip(pixels, np.asarray(trace, np.float64))
 
 

@@ -73,7 +73,7 @@ class CachedModel(nn.Module):
             setattr(self.__dict__["_model"], name, value)
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         return bool(self.__dict__["_model"].training)
 
     @training.setter
@@ -84,7 +84,7 @@ class CachedModel(nn.Module):
     @property
     def model(self) -> nn.Module:
         """The original model."""
-        return self._model  # type: ignore[no-any-return]
+        return self._model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CachedModel:
         return CachedModel(copy.deepcopy(self._model, memo), self._request, self._builder)
@@ -128,10 +128,20 @@ class CachedModel(nn.Module):
     def _inputs(self, args: Any, kwargs: Any) -> tuple[list[Tensor], list[str], Hashable]:
         arguments = bind(self._model.forward, args, kwargs)
         tensors, structure, paths = flatten(arguments)
-        return tensors, ["_".join(p) for p in paths], signature_key(tensors, structure, self.training)
+        return (
+            tensors,
+            ["_".join(p) for p in paths],
+            signature_key(tensors, structure, self.training),
+        )
 
     def _record_and_run(
-        self, call: Call | None, key: Any, names: list[str], tensors: list[Tensor], args: Any, kwargs: Any
+        self,
+        call: Call | None,
+        key: Any,
+        names: list[str],
+        tensors: list[Tensor],
+        args: Any,
+        kwargs: Any,
     ) -> Any:
         """Records the forward, whose result is returned, and fills the caches by a replay of it."""
         before = Before(tensors) if self._request.verify else None
@@ -226,7 +236,9 @@ class CachedModel(nn.Module):
 
     def begin(self, *, steps: int | None = None) -> None:
         """Begins a new trajectory now. ``steps``: how many steps it will have."""
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        if steps is not None and (
+            isinstance(steps, bool) or not isinstance(steps, int) or steps < 1
+        ):
             raise StateError(f"begin(steps=...) takes a positive integer, got {steps!r}.")
         self._trajectories[self._key.get()] = Trajectory(steps=steps)
 
@@ -263,7 +275,7 @@ class CachedModel(nn.Module):
                 "nothing is compiled yet: the first forward is recorded while it computes.",
                 hint="Call the model once, or pass example=(args, kwargs) to compile().",
             )
-        return self._variants.last  # type: ignore[no-any-return]
+        return self._variants.last
 
     @property
     def plan(self) -> Plan:
@@ -303,5 +315,3 @@ class CachedModel(nn.Module):
     def captures(self) -> int:
         """Forwards recorded so far, re-captures included."""
         return int(self._captures)
-
-

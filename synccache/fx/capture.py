@@ -14,8 +14,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import CaptureError
-from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.frames import Frame, Unplaceable
+from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.recorder import Recorder
 
 _ATTEMPTS = 12  # modules closed one by one before giving up
@@ -124,7 +124,15 @@ def _call_hooked(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any) -
 
 def _tensors_alive() -> dict[int, TensorWeakRef]:
     """Tensors that exist now: the only ones a recording may take for constants."""
-    return {id(o): TensorWeakRef(o) for o in gc.get_objects() if issubclass(type(o), torch.Tensor)}
+    is_tensor: dict[type, bool] = {}  # asked once a type: there are hundreds of thousands of objects
+    alive = {}
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if kind not in is_tensor:
+            is_tensor[kind] = issubclass(kind, torch.Tensor)
+        if is_tensor[kind]:
+            alive[id(thing)] = TensorWeakRef(thing)
+    return alive
 
 
 def _identifier(name: str) -> str:

@@ -14,9 +14,11 @@ OTHER = "other"
 
 # First match wins; a word matches anywhere in the argument's name, an exact one only as a whole.
 _WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (OTHER, ("rotary", "rope", "freqs", "_ids", "pos_emb")),
+    ("text", ("encoder_attention_mask", "encoder_hidden_states_mask", "text_mask", "prompt_mask")),
     ("mask", ("mask",)),
     ("timestep", ("timestep", "noise_level")),
-    ("text", ("encoder_hidden_states", "context", "text", "prompt", "caption", "txt")),
+    ("text", ("encoder_hidden_states", "context", "text", "prompt", "caption", "txt", "pooled")),
     ("audio", ("audio", "speech", "wav", "whisper", "mel_spec", "vocal")),
     ("reference", ("ref", "motion", "pose", "image", "face", "control", "camera", "cond", "clip")),
 )
@@ -44,7 +46,7 @@ def tag_inputs(
                     f"{', '.join(sorted(names.values()))}.",
                     hint="Use one of these names.",
                 )
-            tags.update({n: tag for n in hits})
+            tags.update(dict.fromkeys(hits, tag))
     return tags
 
 

@@ -34,7 +34,9 @@ def activation_peak_bytes(captured: Captured) -> int:
     """
     home: dict[Node, Node] = {}
     for node in captured.graph.nodes:
-        shared = [n for n in node.all_input_nodes if n.meta.get("storage") == node.meta.get("storage")]
+        shared = [
+            n for n in node.all_input_nodes if n.meta.get("storage") == node.meta.get("storage")
+        ]
         home[node] = home[shared[0]] if shared and "storage" in node.meta else node
     last: dict[Node, int] = {}
     for node in captured.graph.nodes:
@@ -120,7 +122,10 @@ def chain_problem(
                 flops=sum(b.flops for b in r.branches), held_bytes=merged(i, i + 1))
             for i, r in enumerate(regions)
         ),
-        lives=tuple(_live_group(program, group, i) for i, group in enumerate(lives)),
+        lives=tuple(
+            _live_group(program, group, i, absorbable=_mergeable(a, b, matches) and bool(group))
+            for i, (group, a, b) in enumerate(zip(lives, regions, regions[1:], strict=False))
+        ),
         live_total=len(audio),
         merged_bytes=segment_table(len(regions), merged),
         weights_bytes=weights_bytes(model),
@@ -151,7 +156,14 @@ def lives_between(program: ResidualProgram, layout: Layout, gap: int) -> list[in
     return _lives_between(program, layout.regions[gap], layout.regions[gap + 1], layout)
 
 
-def _live_group(program: ResidualProgram, group: list[int], index: int) -> Live:
+def _mergeable(a: Region, b: Region, matches: Sequence[RuleMatch]) -> bool:
+    """Whether a plan may hold two neighbouring regions as one: both of one ``segments(...)`` rule."""
+    return a.rule == b.rule and matches[a.rule].planned
+
+
+def _live_group(
+    program: ResidualProgram, group: list[int], index: int, *, absorbable: bool
+) -> Live:
     found = [program.branches[i] for i in group]
     return Live(
         name=" + ".join(b.label for b in found) or f"cut {index + 1}",
@@ -159,4 +171,5 @@ def _live_group(program: ResidualProgram, group: list[int], index: int) -> Live:
         seconds=float(sum(b.seconds for b in found)),
         flops=sum(b.flops for b in found),
         bytes=0,
+        absorbable=absorbable,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 from torch.fx import Graph, Node
@@ -102,12 +103,16 @@ def addition(node: Node) -> tuple[tuple[Node, tuple[Node, ...]], ...]:
 
 
 def origin(node: Node) -> Node:
-    """What a chain of single-operand views and casts started from."""
+    """What a chain of single-operand views and casts started from; a join of parts is a start."""
     while True:
         operands = carried(node)
         if not operands or is_join(node):
             return node
         node = operands[0]
+
+
+def numel(node: Node) -> int:
+    return math.prod(node.meta["shape"])
 
 
 def is_attention(node: Node) -> bool:

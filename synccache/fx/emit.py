@@ -18,8 +18,8 @@ from torch.fx.node import map_arg
 
 from synccache.fx import ops
 from synccache.fx.capture import Captured, graph_module
-from synccache.fx.inputs import Leaf, index_paths
 from synccache.fx.frames import Frame
+from synccache.fx.inputs import Leaf, index_paths
 
 Key = Hashable  # a recorded node, or the name of a gate
 
@@ -52,16 +52,24 @@ def node_item(node: Node) -> Item:
     """One recorded operation as it was."""
 
     def write(graph: Graph, value: Callable[[Key], Node]) -> dict[Key, Node]:
-        target = node.target
-        name = target.removeprefix("model.").replace(".", "_") if node.op == "call_module" else node.name  # type: ignore[union-attr]
+        called = node.op == "call_module"
+        path = str(node.target).removeprefix("model.").replace(".", "_")
+        name = path if called else node.name
         new = graph.create_node(
-            node.op, target, map_arg(node.args, value), map_arg(node.kwargs, value), name=name
+            node.op, node.target, map_arg(node.args, value), map_arg(node.kwargs, value), name=name
         )
         _carry_facts(node, new)
         return {node: new}
 
     uses = frozenset(n for n in node.all_input_nodes)
-    return Item(node.meta["position"], uses, frozenset({node}), frozenset({node}), write, node.meta.get("autocast"))
+    return Item(
+        node.meta["position"],
+        uses,
+        frozenset({node}),
+        frozenset({node}),
+        write,
+        node.meta.get("autocast"),
+    )
 
 
 def call_item(frame: Frame, inside: frozenset[Node]) -> Item:
@@ -71,7 +79,9 @@ def call_item(frame: Frame, inside: frozenset[Node]) -> Item:
 
     def write(graph: Graph, value: Callable[[Key], Node]) -> dict[Key, Node]:
         args, kwargs = map_arg(frame.arguments, value)
-        call = graph.create_node("call_module", f"model.{frame.path}", args, kwargs, name=frame.path.replace(".", "_"))
+        call = graph.create_node(
+            "call_module", f"model.{frame.path}", args, kwargs, name=frame.path.replace(".", "_")
+        )
         call.meta["origin"] = frame.path
         out: dict[Key, Node] = {}
         assert frame.result is not None
@@ -88,7 +98,14 @@ def call_item(frame: Frame, inside: frozenset[Node]) -> Item:
         return out
 
     uses = frozenset(nodes_in(frame.arguments))
-    return Item(min(n.meta["position"] for n in inside), uses, frozenset(made), inside, write, frame.autocast)
+    return Item(
+        min(n.meta["position"] for n in inside),
+        uses,
+        frozenset(made),
+        inside,
+        write,
+        frame.autocast,
+    )
 
 
 def _carry_facts(old: Node, new: Node) -> None:
@@ -101,7 +118,12 @@ def _carry_facts(old: Node, new: Node) -> None:
 
 def nodes_in(value: Any) -> list[Node]:
     found: list[Node] = []
-    map_arg(value, lambda n: found.append(n) or n)
+
+    def see(node: Node) -> Node:
+        found.append(node)
+        return node
+
+    map_arg(value, see)
     return found
 
 
@@ -135,11 +157,19 @@ class Emitter:
 
     def _place(self, frame: Frame) -> dict[Hashable, list[Item]]:
         units = {self.unit_of[n] for n in self.inside[frame]}
-        if frame.parent is not None and len(units) == 1 and self._callable_whole(frame, next(iter(units))):
+        if (
+            frame.parent is not None
+            and len(units) == 1
+            and self._callable_whole(frame, next(iter(units)))
+        ):
             return {next(iter(units)): [call_item(frame, frozenset(self.inside[frame]))]}
         placed: dict[Hashable, list[Item]] = {}
         for part in self.contents[frame]:
-            found = self._place(part) if isinstance(part, Frame) else {self.unit_of[part]: [node_item(part)]}
+            found = (
+                self._place(part)
+                if isinstance(part, Frame)
+                else {self.unit_of[part]: [node_item(part)]}
+            )
             for unit, items in found.items():
                 placed.setdefault(unit, []).extend(items)
         kept = [u for u in placed if not (isinstance(u, tuple) and u[0] == "invariant")]
@@ -152,11 +182,16 @@ class Emitter:
             return False
         inside, given = self.inside[frame], set(nodes_in(frame.arguments))
         for node in inside:
-            if any(u not in inside and u in self.unit_of and node not in frame.result_nodes for u in node.users):
+            if any(
+                u not in inside and u in self.unit_of and node not in frame.result_nodes
+                for u in node.users
+            ):
                 return False
             if any(u.op == "output" for u in node.users) and node not in frame.result_nodes:
                 return False
-            if any(n not in inside and n not in given and not is_free(n) for n in node.all_input_nodes):
+            if any(
+                n not in inside and n not in given and not is_free(n) for n in node.all_input_nodes
+            ):
                 return False
             if "after_reads" in node.meta and self._writes_outside(node, inside):
                 return False
@@ -197,7 +232,9 @@ class Emitter:
         inner = self.build(items, inputs, outside, name)
         return Item(min(i.position for i in items), uses, frozenset(outside), inside, write)
 
-    def build(self, items: list[Item], inputs: list[Node], outputs: list[Node], name: str) -> nn.Module:
+    def build(
+        self, items: list[Item], inputs: list[Node], outputs: list[Node], name: str
+    ) -> nn.Module:
         """A graph module from ``inputs`` to the tuple of ``outputs`` (or the only one)."""
         graph = Graph()
         values: dict[Key, Node] = {}
@@ -228,7 +265,9 @@ def call_graph(
     return out
 
 
-def assemble(model: nn.Module, captured: Captured, graph: Graph, name: str, children: dict[str, nn.Module]) -> nn.Module:
+def assemble(
+    model: nn.Module, captured: Captured, graph: Graph, name: str, children: dict[str, nn.Module]
+) -> nn.Module:
     module = graph_module(model, captured.constants, graph, name, children)
     graph.lint()
     return module
@@ -287,7 +326,7 @@ def in_order(items: Iterable[Item]) -> list[Item]:
             earlier |= {holder[r] for r in node.meta.get("after_reads", ()) if r in holder}
         for other in earlier - {n}:
             after[other].add(n)
-    waiting = {n: 0 for n in after}
+    waiting = dict.fromkeys(after, 0)
     for followers in after.values():
         for n in followers:
             waiting[n] += 1

@@ -27,7 +27,9 @@ class Gate(nn.Module):
     something, none otherwise (a step mask, an interval, a counter).
     """
 
-    def __init__(self, rule: int, matched: RuleMatch, runs: tuple[tuple[int, int], ...], copy: bool) -> None:
+    def __init__(
+        self, rule: int, matched: RuleMatch, runs: tuple[tuple[int, int], ...], copy: bool
+    ) -> None:
         super().__init__()
         self.rule, self.matched, self.runs, self.copy = rule, matched, runs, copy
         self.condition = matched.rule.when
@@ -37,7 +39,7 @@ class Gate(nn.Module):
         state = call.state
         can = call.meter is None and all(run in state.held for run in self.runs)
         if call.leads:
-            skip = self._decide(call, probes) and can
+            skip = self._decide(call, probes, can)
             call.trajectory.decided[self.rule] = skip
         else:
             skip = call.trajectory.decided.get(self.rule, False)
@@ -46,14 +48,17 @@ class Gate(nn.Module):
         state.streaks[self.rule] = state.streaks.get(self.rule, 0) + 1 if skip else 0
         return skip
 
-    def _decide(self, call: Call, probes: tuple[Tensor, ...]) -> bool:
+    def _decide(self, call: Call, probes: tuple[Tensor, ...], can: bool) -> bool:
         state = call.state
         values = self._probe_values(probes)
         base = self._measure(call, values)
         known: dict[dsl.Signal, float | None] = dict(base)
         for signal in self.signals:
             self._derive(signal, known, state)
-        skip = all(known[s] is not None for s in self.signals) and self._holds(self.condition, known, call)
+        wanted = all(known[s] is not None for s in self.signals)
+        wanted = wanted and self._holds(self.condition, known, call)
+        skip = wanted and can
+        state.forced += wanted and not can
         if not skip:
             for signal in self.signals:
                 if isinstance(signal, dsl.Accumulated):
@@ -68,11 +73,13 @@ class Gate(nn.Module):
             values[probe] = after - rest.pop(0) if taps.before is not None else after
         return values
 
-    def _measure(self, call: Call, values: dict[dsl.Probe, Tensor]) -> dict[dsl.Signal, float | None]:
+    def _measure(
+        self, call: Call, values: dict[dsl.Probe, Tensor]
+    ) -> dict[dsl.Signal, float | None]:
         wanted = [s for s in self.signals if isinstance(s, dsl.RelativeL1)]
         wanted += [s for s in map(_innermost, self.signals) if s not in wanted]
         wanted = list(dict.fromkeys(wanted))
-        found: dict[dsl.Signal, float | None] = {s: None for s in wanted}
+        found: dict[dsl.Signal, float | None] = dict.fromkeys(wanted)
         ready, numbers = [], []
         for signal in wanted:
             reference = call.state.references.get((self.rule, signal.probe, signal.since))
@@ -85,7 +92,9 @@ class Gate(nn.Module):
             found.update(zip(ready, torch.stack(numbers).tolist()))
         return found
 
-    def _derive(self, signal: dsl.Signal, known: dict[dsl.Signal, float | None], state: BranchState) -> float | None:
+    def _derive(
+        self, signal: dsl.Signal, known: dict[dsl.Signal, float | None], state: BranchState
+    ) -> float | None:
         """The value of a signal from those it is made of; sums advance once a step."""
         if signal in known:
             return known[signal]
@@ -110,7 +119,9 @@ class Gate(nn.Module):
                     value.clone() if self.copy and not fresh else value
                 )
 
-    def _holds(self, condition: dsl.Condition, known: dict[dsl.Signal, float | None], call: Call) -> bool:
+    def _holds(
+        self, condition: dsl.Condition, known: dict[dsl.Signal, float | None], call: Call
+    ) -> bool:
         if isinstance(condition, dsl.Compare):
             left = condition.left
             value = self._counter(left.name, call) if isinstance(left, dsl.Counter) else known[left]
@@ -119,9 +130,13 @@ class Gate(nn.Module):
             letters = condition.letters
             return letters[min(call.trajectory.step, len(letters) - 1)] == "S"
         if isinstance(condition, dsl.And):
-            return self._holds(condition.left, known, call) and self._holds(condition.right, known, call)
+            return self._holds(condition.left, known, call) and self._holds(
+                condition.right, known, call
+            )
         if isinstance(condition, dsl.Or):
-            return self._holds(condition.left, known, call) or self._holds(condition.right, known, call)
+            return self._holds(condition.left, known, call) or self._holds(
+                condition.right, known, call
+            )
         if isinstance(condition, dsl.Not):
             return not self._holds(condition.of, known, call)
         raise StateError(f"no rule says when {condition!r} holds.")

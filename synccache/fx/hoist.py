@@ -47,7 +47,11 @@ def _invariant_nodes(captured: Captured, variant: int) -> set[Node]:
             continue
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         random = name in _RANDOM or (node.op == "call_module" and node.meta.get("random", False))
-        if random or captured.depends[node] & variant or any(n in moving for n in node.all_input_nodes):
+        if (
+            random
+            or captured.depends[node] & variant
+            or any(n in moving for n in node.all_input_nodes)
+        ):
             moving.add(node)
         else:
             found.add(node)
@@ -102,9 +106,12 @@ def _worthwhile(captured: Captured, free: set[Node]) -> set[Node]:
         if node.meta.get("flops", 0) or any(n in costly for n in node.all_input_nodes):
             costly.add(node)
         frame = node.meta["frame"]
-        if frame.parent is None or (top := _top(frame)) not in mixed:
-            kept.add(node)
-        elif node in costly and saved[top] >= MIN_SHARE * total[top]:
+        if (
+            frame.parent is None
+            or (top := _top(frame)) not in mixed
+            or node in costly
+            and saved[top] >= MIN_SHARE * total[top]
+        ):
             kept.add(node)
     return kept
 

@@ -30,7 +30,9 @@ def _on_tokens(name: str, mask: Tensor, tokens: int) -> Tensor:
         raise MatchError(f"masks[{name!r}] must be a tensor, got {type(mask).__name__}.")
     flat = mask.detach().float()
     if not bool(torch.isfinite(flat).all()) or float(flat.min()) < 0 or float(flat.max()) > 1:
-        raise MatchError(f"masks[{name!r}] must lie in [0, 1], got {flat.min():g} to {flat.max():g}.")
+        raise MatchError(
+            f"masks[{name!r}] must lie in [0, 1], got {flat.min():g} to {flat.max():g}."
+        )
     if flat.dim() <= 2:
         flat = flat if flat.dim() == 2 else flat.unsqueeze(0)
         if flat.shape[-1] <= tokens:

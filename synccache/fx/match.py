@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from synccache.errors import MatchError
+from synccache.fx.dataflow import backward_closure
 from synccache.fx.program import Branch, ResidualProgram
 from synccache.policies import dsl
 from synccache.policies.dsl import Policy, Rule
@@ -110,7 +111,9 @@ def _check_tags(selector: dsl.Selector, program: ResidualProgram, where: str) ->
         if isinstance(inner, dsl.Selector):
             _check_tags(inner, program, where)
     if isinstance(selector, dsl.Reading) and selector.tag not in present:
-        inputs = ", ".join(f"{program.captured.parameter_of(n)} = {t}" for n, t in program.tags.items())
+        inputs = ", ".join(
+            f"{program.captured.parameter_of(n)} = {t}" for n, t in program.tags.items()
+        )
         raise MatchError(
             f"no input is marked as {selector.tag}; the inputs are {inputs}.",
             where=where, hint=f"Pass conditions={{{selector.tag!r}: ['<argument name>']}} to compile().",
@@ -119,16 +122,22 @@ def _check_tags(selector: dsl.Selector, program: ResidualProgram, where: str) ->
 
 def main_stream(program: ResidualProgram) -> int:
     """The stream with the most FLOPs: the one that probes are read on."""
-    return max(range(len(program.streams)), key=lambda i: sum(b.flops for b in program.of_stream(i)))
+    return max(
+        range(len(program.streams)), key=lambda i: sum(b.flops for b in program.of_stream(i))
+    )
 
 
 def _taps(probe: dsl.Probe, skip: frozenset[int], program: ResidualProgram, where: str) -> Taps:
-    chosen = select(probe.of, program)
+    chosen = [b for b in program.branches if b.index in select(probe.of, program)]
+    if not chosen:
+        raise MatchError(f"the probe {probe!r} names no branch.", where=where)
+    heaviest = max(chosen, key=lambda b: sum(c.flops for c in chosen if c.stream == b.stream))
     stream = main_stream(program)
-    mine = [b for b in program.of_stream(stream) if b.index in chosen]
-    if not mine:
-        raise MatchError(f"the probe {probe!r} names no branch of the main stream.", where=where)
-    behind = [b for b in program.branches if b.index in skip and b.index <= mine[-1].index]
+    if not any(b.stream == stream for b in chosen):
+        stream = heaviest.stream  # the main stream begins later: another one goes into it
+    mine = [b for b in chosen if b.stream == stream]
+    taken = backward_closure([mine[-1].after], set())
+    behind = [b for b in program.branches if b.index in skip and b.sum in taken]
     if behind:
         raise MatchError(
             f"the probe {probe!r} reads the stream after {mine[-1].label}, which lies behind "

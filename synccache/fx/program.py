@@ -12,7 +12,7 @@ from torch.fx import Node
 from synccache.errors import MatchError
 from synccache.fx.capture import Captured
 from synccache.fx.conditions import OTHER, SAMPLE
-from synccache.fx.dataflow import backward_closure, carried, is_attention
+from synccache.fx.dataflow import addition, backward_closure, carried, is_attention, numel
 from synccache.fx.frames import Frame
 from synccache.fx.streams import Lineage, find_lineages
 from synccache.policies.dsl import ADD, ATTENTION, MLP, Kind
@@ -93,8 +93,8 @@ def residual_program(model: nn.Module, captured: Captured, tags: Mapping[Node, s
     )
     drafts = [d for i, lineage in enumerate(lineages) for d in _drafts(i, lineage, streams, owner, tags)]
     drafts.sort(key=lambda d: d.sum.meta["position"])
-    _count_costs(drafts)
-    blocks, numbers = _block_numbers(model, drafts)
+    _count_costs(drafts, owner)
+    blocks, numbers = _block_numbers(model, drafts, streams)
     branches = tuple(
         Branch(
             index=k, stream=d.stream, before=d.before, after=d.after, sum=d.sum, addends=d.addends,
@@ -124,19 +124,24 @@ class _Draft:
 
 
 def _additions(captured: Captured) -> int:
-    from synccache.fx.dataflow import addition
-
     return sum(bool(addition(n)) for n in captured.graph.nodes)
+
+
+def _noisy(captured: Captured, tags: Mapping[Node, str]) -> int:
+    """Bits of the inputs that the loop denoises: the sample, and what has the shape of an output."""
+    results = {n.meta.get("shape") for n in captured.graph.output_node().all_input_nodes}
+    bits = 0
+    for node, tag in tags.items():
+        if tag == SAMPLE or node.meta["shape"] in results:
+            bits |= captured.depends[node]
+    return bits
 
 
 def _without_preparation(
     lineages: tuple[Lineage, ...], captured: Captured, tags: Mapping[Node, str]
 ) -> tuple[Lineage, ...]:
     """Without branches that the noisy latents do not reach (text refiners, audio encoders)."""
-    bits = 0
-    for node, tag in tags.items():
-        if tag == SAMPLE:
-            bits |= captured.depends[node]
+    bits = _noisy(captured, tags)
     kept = []
     for lineage in lineages:
         live = [i for i, s in enumerate(lineage.sums) if captured.depends[s.node] & bits]
@@ -150,15 +155,21 @@ def _without_preparation(
 
 
 def _owners(lineages: tuple[Lineage, ...], captured: Captured) -> dict[Node, int]:
+    """Stream values and what carries the content of one stream alone."""
     owner: dict[Node, int] = {}
     for i, lineage in enumerate(lineages):
-        owner[lineage.root] = i
         owner.update({s.node: i for s in lineage.sums})
+        node = lineage.root
+        owner[node] = i
+        while len(carried(node)) == 1 and numel(carried(node)[0]) == numel(node):
+            node = carried(node)[0]  # the same value in another layout, before it got its shape
+            owner.setdefault(node, i)
     for node in captured.graph.nodes:
         if node not in owner:
-            found = [owner[c] for c in carried(node) if c in owner]
-            if found:
-                owner[node] = found[0]
+            found = {owner.get(c) for c in carried(node)}
+            known = found - {None}
+            if len(known) == 1:
+                owner[node] = known.pop()  # type: ignore[assignment]
     return owner
 
 
@@ -169,7 +180,7 @@ def _conditions(nodes: set[Node], tags: Mapping[Node, str]) -> frozenset[str]:
 def _drafts(
     index: int, lineage: Lineage, streams: tuple[Stream, ...], owner: Mapping[Node, int], tags: Mapping[Node, str]
 ) -> Iterator[_Draft]:  # fmt: skip
-    before = _whole(lineage.root, None)
+    before = _whole(lineage.root, lineage.root.meta["shape"])
     owned = set(owner)
     for item in lineage.sums:
         body = backward_closure(item.addends, owned)
@@ -186,33 +197,45 @@ def _drafts(
         before = after
 
 
-def _whole(value: Node, shape: tuple[int, ...] | None) -> Node:
-    """The last of the views and casts that alone continue ``value``, of the given shape."""
+def _whole(value: Node, shape: tuple[int, ...]) -> Node:
+    """The last of the views, casts and writes that alone continue ``value`` and has this shape."""
     best, node = value, value
-    found = shape is not None and value.meta["shape"] == shape
     while len(node.users) == 1:
         (user,) = node.users
         if node not in carried(user) or user.op == "output" or "shape" not in user.meta:
             break
         node = user
-        if shape is None or node.meta["shape"] == shape:
-            best, found = node, True
-    return best if found or shape is None else value
+        if node.meta["shape"] == shape:
+            best = node
+    return best
 
 
-def _count_costs(drafts: list[_Draft]) -> None:
+def _count_costs(drafts: list[_Draft], owner: Mapping[Node, int]) -> None:
+    """Kinds, labels and costs. What several branches share (joint attention) is split among them;
+    what they share and no stream reaches (a text encoder) is nobody's."""
     shared = Counter(n for d in drafts for n in d.body)
     for d in drafts:
-        own = [n for n in d.body if shared[n] == 1]
-        d.seconds = sum(n.meta.get("seconds", 0.0) for n in own)
-        d.flops = sum(n.meta.get("flops", 0) for n in own)
+        inner = _inner(d.body, owner)
+        own = [n for n in d.body if shared[n] == 1 or n in inner]
+        d.seconds = sum(n.meta.get("seconds", 0.0) / shared[n] for n in own)
+        d.flops = round(sum(n.meta.get("flops", 0) / shared[n] for n in own))
         heavy = [n for n in own if n.meta.get("flops", 0)]
-        if any(is_attention(n) for n in own):
-            d.kind = ATTENTION
-        elif not heavy or not (d.reads_own or d.other_streams):
-            d.kind = ADD
+        heavy = [n for n in heavy if n in inner] or heavy
         mixing = [n for n in own if is_attention(n)]  # names the module best where several take part
+        if any(n in inner for n in mixing):
+            d.kind = ATTENTION
+        elif not any(n in inner for n in heavy[:1]):
+            d.kind = ADD
         d.label = _common_path([n.meta["frame"] for n in mixing or heavy] or [d.sum.meta["frame"]])
+
+
+def _inner(body: set[Node], owner: Mapping[Node, int]) -> set[Node]:
+    """The part of a body that is computed from stream values."""
+    inner: set[Node] = set()
+    for node in sorted(body, key=lambda n: n.meta["position"]):
+        if any(n in inner or n in owner for n in node.all_input_nodes):
+            inner.add(node)
+    return inner
 
 
 def _common_path(frames: list[Frame]) -> str:
@@ -233,27 +256,84 @@ def _list_keys(model: nn.Module, frame: Frame) -> Iterator[tuple[str, int]]:
             yield head, int(tail)
 
 
-def _block_numbers(model: nn.Module, drafts: list[_Draft]) -> tuple[int, list[int]]:
-    """Blocks are elements of the module lists that hold the sums, or else most of the FLOPs."""
-    by_sum = [next(_list_keys(model, d.sum.meta["frame"]), None) for d in drafts]
-    by_body = [
-        next((k for n in sorted(d.body, key=lambda n: -n.meta.get("flops", 0))[:1]
-              for k in _list_keys(model, n.meta["frame"])), None)
-        for d in drafts
-    ]  # fmt: skip
-    keys = by_sum
-    if not any(by_sum):
-        weight: Counter[str] = Counter()
-        for d, key in zip(drafts, by_body):
-            weight[key[0] if key else ""] += d.flops
-        main = weight.most_common(1)[0][0]
-        keys = [k if k is not None and k[0] == main else None for k in by_body]
+_Key = tuple[str, int]  # path of a module list, and a place in it
+
+
+def _block_numbers(
+    model: nn.Module, drafts: list[_Draft], streams: tuple[Stream, ...]
+) -> tuple[int, list[int]]:
+    """How many blocks there are, and the block of each branch.
+
+    Blocks are elements of the module lists that the sums lie in, in program order; where sums lie
+    in no list, of the list with the most FLOPs. Branches in between belong to the block before. A
+    list of its own beside the main stream (a control tower) counts with the blocks that read it.
+    """
+    keys = [next(_list_keys(model, d.sum.meta["frame"]), None) for d in drafts]
+    if not any(keys):
+        keys = _keys_by_weight(model, drafts)
     if not any(keys):
         return len(drafts), list(range(len(drafts)))
-    numbers: dict[tuple[str, int], int] = {}
-    out, current = [], 0
+    line = _main_line(drafts, streams)
+    main = {k[0] for d, k in zip(drafts, keys) if k is not None and d.stream in line}
+    numbers: dict[_Key, int] = {}
     for key in keys:
-        if key is not None:
-            current = numbers.setdefault(key, len(numbers))
-        out.append(current)
-    return len(numbers), out
+        if key is not None and (key[0] in main or not main):
+            numbers.setdefault(key, len(numbers))
+    out, current = [], 0
+    for draft, key in zip(drafts, keys):
+        if key in numbers:
+            current = numbers[key]  # type: ignore[index]
+        elif key is not None:
+            numbers[key] = _first_reader(key, drafts, keys, numbers, line, current)
+        out.append(current if key is None else numbers[key])
+    return max(out) + 1, out
+
+
+def _keys_by_weight(model: nn.Module, drafts: list[_Draft]) -> list[_Key | None]:
+    """The list with the most FLOPs, by where the heaviest operation of each branch lies."""
+    found: list[_Key | None] = []
+    weight: Counter[str] = Counter()
+    for d in drafts:
+        heaviest = max(d.body, key=lambda n: n.meta.get("flops", 0), default=d.sum)
+        found.append(next(_list_keys(model, heaviest.meta["frame"]), None))
+        weight[found[-1][0] if found[-1] else ""] += d.flops
+    main = weight.most_common(1)[0][0]
+    return [k if k is not None and k[0] == main else None for k in found]
+
+
+def _main_line(drafts: list[_Draft], streams: tuple[Stream, ...]) -> set[int]:
+    """The heaviest stream, and those that are joined into it or that it is joined into."""
+    weight: Counter[int] = Counter()
+    for d in drafts:
+        weight[d.stream] += d.flops
+    line = {weight.most_common(1)[0][0]}
+    ends = {d.stream: d.after for d in drafts}  # of each stream the last value
+    joined = {(a, s.index) for s in streams for a, end in ends.items() if _goes_into(end, s.root)}
+    for _ in streams:
+        line |= {a for a, b in joined if b in line} | {b for a, b in joined if a in line}
+    return line
+
+
+def _goes_into(value: Node, root: Node) -> bool:
+    todo = list(carried(root))
+    while todo:
+        node = todo.pop()
+        if node is value:
+            return True
+        todo.extend(carried(node))
+    return False
+
+
+def _first_reader(
+    key: _Key, drafts: list[_Draft], keys: list[_Key | None], numbers: Mapping[_Key, int],
+    line: set[int], otherwise: int,
+) -> int:  # fmt: skip
+    """The block whose branch first reads what the tower's element ``key`` makes."""
+    made = {d.sum for d, k in zip(drafts, keys) if k == key}
+    values = {n for d in drafts if d.stream in line for n in (d.before, d.sum)}
+    block = otherwise
+    for draft, place in zip(drafts, keys):
+        block = numbers.get(place, block) if place is not None else block
+        if draft.stream in line and made & backward_closure(draft.addends, values):
+            return block
+    return otherwise

@@ -34,7 +34,14 @@ from synccache.fx.frames import (
 )
 from synccache.fx.inputs import Leaf, Structure, flatten, index_paths
 from synccache.fx.targets import is_cast, shape_from_values, tells_facts, write_call
-from synccache.fx.tensors import Memories, Watch, live_tensors, storage_bytes, storage_key, version_of
+from synccache.fx.tensors import (
+    Memories,
+    Watch,
+    live_tensors,
+    storage_bytes,
+    storage_key,
+    version_of,
+)
 
 _COMPARISONS = ("equal", "allclose")
 _LEAVES_TORCH = ("numpy", "__array__", "data_ptr", "__dlpack__")
@@ -215,7 +222,7 @@ class Recorder(TorchFunctionMode):
         for tensor in written:
             if id(tensor) in returned:
                 continue
-            if not results and len(written) == 1 and node.target is ops.setitem:
+            if node.target is ops.setitem and tensor is written[0]:
                 self._describe(node, tensor)
                 self._know(tensor, node)
             else:

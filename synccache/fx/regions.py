@@ -40,12 +40,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """Runs that are computed together or skipped together, and the nodes only they need."""
+    """Runs that are computed together or skipped together, and the nodes only they need.
+
+    ``inner`` are branches of streams that nobody outside reads any more: nothing is held of them.
+    """
 
     index: int
     rule: int
     runs: tuple[Run, ...]
     body: frozenset[Node]
+    inner: tuple[Branch, ...] = ()
 
     @property
     def label(self) -> str:
@@ -58,7 +62,8 @@ class Region:
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        return tuple(sorted((b for r in self.runs for b in r.branches), key=lambda b: b.index))
+        found = [*self.inner, *(b for r in self.runs for b in r.branches)]
+        return tuple(sorted(found, key=lambda b: b.index))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +91,8 @@ def lay_out(program: ResidualProgram, skip: Mapping[int, int], roots: Iterable[N
     roots = [*roots, *graph.output_node().all_input_nodes]
     runs = _runs(program, skip)
     for _ in range(_ROUNDS):
-        needed = _needed(roots, {r.after: r.before for r in runs})
+        starts = [r.before for r in runs]  # what is held is added to them
+        needed = _needed([*roots, *starts], {r.after: r.before for r in runs})
         cuts = _cuts(runs, needed)
         if cuts:
             runs = _split(runs, cuts)
@@ -94,7 +100,7 @@ def lay_out(program: ResidualProgram, skip: Mapping[int, int], roots: Iterable[N
         groups, bodies = _groups(runs, needed, reach)
         cuts = _circles(graph, runs, groups, bodies, needed)
         if not cuts:
-            return Layout(_regions(runs, groups, bodies), frozenset(needed))
+            return Layout(_regions(runs, groups, bodies, needed), frozenset(needed))
         runs = _split(runs, cuts)
     raise MatchError(f"regions did not settle within {_ROUNDS} splits of {len(skip)} branches.")
 
@@ -147,18 +153,22 @@ def _cuts(runs: list[Run], needed: set[Node]) -> dict[Run, int]:
 
 
 def _split(runs: list[Run], cuts: Mapping[Run, int]) -> list[Run]:
-    out = []
+    out: list[Run] = []
     for run in runs:
         at = cuts.get(run)
         parts = [run.branches] if at is None else [run.branches[:at], run.branches[at:]]
-        if at is not None and at == len(run.branches) - 1 and run.branches[at].sum is not run.branches[at].after:
+        if (
+            at is not None
+            and at == len(run.branches) - 1
+            and run.branches[at].sum is not run.branches[at].after
+        ):
             parts = [run.branches[:at]] if at == 0 or len(parts[1]) == 1 else parts
         out.extend(Run(p, run.rule) if at is not None else run for p in parts if p)
     return out
 
 
-def _inner_bits(run: Run, reach: Mapping[Node, int]) -> int:
-    bits = 0
+def _stream_bits(run: Run) -> int:
+    bits = 1 << run.before.meta["position"]
     for branch in run.branches:
         bits |= 1 << branch.sum.meta["position"]
     return bits
@@ -181,11 +191,11 @@ def _groups(
                 n for n in node.all_input_nodes
                 if n not in needed and n not in ends and n is not run.before
             )  # fmt: skip
-    inner = [_inner_bits(r, reach) for r in runs]
+    values = [_stream_bits(r) for r in runs]
     graph = nx.Graph()
     graph.add_nodes_from(range(len(runs)))
     for node, who in demand.items():
-        if len(who) > 1 and any(reach[node] & inner[i] for i in who):
+        if len(who) > 1 and any(reach[node] & values[i] for i in who):
             first, *rest = sorted(who)
             graph.add_edges_from((first, other) for other in rest)
     groups = [set(c) for c in nx.connected_components(graph)]
@@ -229,7 +239,10 @@ def _circles(
                 if 0 < at < len(run.branches):
                     cuts[run] = at
         if not cuts:
-            run = max((r for i, r in enumerate(runs) if group[i] in members), key=lambda r: len(r.branches))
+            run = max(
+                (r for i, r in enumerate(runs) if group[i] in members),
+                key=lambda r: len(r.branches),
+            )
             if len(run.branches) == 1:
                 raise MatchError(
                     f"{run.branches[0].label} cannot be skipped: {live[0].name} needs part of it and "
@@ -240,14 +253,18 @@ def _circles(
     return {}
 
 
-def _regions(runs: list[Run], groups: list[set[int]], demand: Mapping[Node, set[int]]) -> tuple[Region, ...]:
+def _regions(
+    runs: list[Run], groups: list[set[int]], demand: Mapping[Node, set[int]], needed: set[Node]
+) -> tuple[Region, ...]:
     group = _group_of(groups)
     bodies: dict[int, set[Node]] = defaultdict(set)
     for node, who in demand.items():
         found = {group[i] for i in who}
         if len(found) == 1:
             bodies[found.pop()].add(node)
-    ordered = sorted(range(len(groups)), key=lambda g: min(runs[i].branches[0].index for i in groups[g]))
+    ordered = sorted(
+        range(len(groups)), key=lambda g: min(runs[i].branches[0].index for i in groups[g])
+    )
     out = []
     for index, g in enumerate(ordered):
         members = tuple(runs[i] for i in sorted(groups[g]))
@@ -256,5 +273,11 @@ def _regions(runs: list[Run], groups: list[set[int]], demand: Mapping[Node, set[
                 f"{label_run(members[0].branches)} and {label_run(members[1].branches)} read each other "
                 "inside, but different rules skip them.", hint="Skip both in one rule.",
             )  # fmt: skip
-        out.append(Region(index, members[0].rule, members, frozenset(bodies[g])))
+        read = [r for r in members if _read_outside(r, bodies[g], {*needed, *demand})]
+        inner = [b for r in members if r not in read for b in r.branches]
+        out.append(Region(index, members[0].rule, tuple(read), frozenset(bodies[g]), tuple(inner)))
     return tuple(out)
+
+
+def _read_outside(run: Run, body: set[Node], alive: set[Node]) -> bool:
+    return any(u.op == "output" or u in alive and u not in body for u in run.after.users)

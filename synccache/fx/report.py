@@ -28,7 +28,11 @@ class Stats:
 
     Attributes:
         decisions: guidance branch -> one letter a step, C computed or S skipped (in part or whole).
-        executed_fraction: FLOPs of visual branches that ran, over those of the uncached model.
+        executed_fraction: FLOPs of visual branches (those that read no audio) that ran, over those of
+            the uncached model: the share of visual block forwards.
+        flops_fraction: the same for all FLOPs of the forward, audio, embedding and head included, and
+            step-invariant values found in place counted as saved. 1 / flops_fraction is the
+            speed-up that FLOPs alone allow.
         bytes_held: what the trajectory keeps between calls; planned_bytes: what the plan allowed.
         forced: steps computed although the policy said skip, because nothing was held yet.
         syncs: device-to-host transfers, one a call for the timestep and one a measuring gate.
@@ -38,6 +42,7 @@ class Stats:
 
     decisions: Mapping[Hashable, str]
     executed_fraction: float
+    flops_fraction: float
     bytes_held: int
     planned_bytes: int
     forced: int
@@ -55,11 +60,14 @@ def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
     branches = trajectory.branches
     decisions = {k: "".join(s.decisions) for k, s in branches.items()}
     forwards = sum(len(d) for d in decisions.values())
-    skipped = sum(s.flops_skipped for s in branches.values())
-    total = variant.visual_flops * forwards
+    skipped = sum(s.visual_flops_skipped for s in branches.values())
+    saved = sum(s.flops_saved for s in branches.values())
+    visual = variant.visual_flops * forwards
+    total = sum(n.meta.get("flops", 0) for n in variant.captured.graph.nodes) * forwards
     return Stats(
         decisions=decisions,
-        executed_fraction=1.0 - skipped / total if total else 1.0,
+        executed_fraction=1.0 - skipped / visual if visual else 1.0,
+        flops_fraction=1.0 - saved / total if total else 1.0,
         bytes_held=bytes_held(trajectory),
         planned_bytes=variant.plan.memory.cache_bytes if variant.plan else 0,
         forced=sum(s.forced for s in branches.values()),
@@ -126,7 +134,7 @@ def _unpacked(lines: list[str]) -> list[str]:
                 parts = {source: 1}
                 continue
             names = re.match(r"\s+\(([\w, ]+?),?\) = (.*)$", out[-1])
-            if names and parts.get(source) == int(index):  # noqa: F821
+            if names and parts.get(source) == int(index):
                 parts[source] += 1
                 out[-1] = f"{indent}({names.group(1)}, {name}) = {names.group(2)}"
                 continue

@@ -12,13 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from synccache.fx.capture import Captured
 from synccache.fx.drift import BoundaryTap
-from synccache.fx.emit import Emitter, Item, Key, assemble, call_graph, is_free, nodes_in, write_items
+from synccache.fx.emit import (
+    Emitter,
+    Item,
+    Key,
+    assemble,
+    call_graph,
+    is_free,
+    nodes_in,
+    write_items,
+)
 from synccache.fx.gate import Gate
 from synccache.fx.match import RuleMatch, main_stream
 from synccache.fx.program import ResidualProgram
@@ -64,7 +74,13 @@ def rewrite(
         if node not in unit_of:
             return False
         where = unit_of[node]
-        return where == unit or where == TOP and not _is_invariant(unit) or _is_invariant(where) or node in ends
+        return (
+            where == unit
+            or where == TOP
+            and not _is_invariant(unit)
+            or _is_invariant(where)
+            or node in ends
+        )
 
     emitter = Emitter(model, captured, unit_of, visible)
     placed = emitter.place()
@@ -93,12 +109,11 @@ def rewrite(
         values[node] = graph.placeholder(node.name)
         values[node].meta.update(shape=node.meta["shape"], dtype=node.meta["dtype"], origin="")
     children = write_items(graph, items, values, captured.autocast)
-    outputs = []
-    for node in captured.graph.output_node().args[0]:  # type: ignore[union-attr]
-        if is_free(node):  # type: ignore[arg-type]
-            values[node] = graph.get_attr(node.target)  # type: ignore[index,union-attr,arg-type]
-        outputs.append(values[node])  # type: ignore[index]
-    graph.output(tuple(outputs))
+    results: Any = captured.graph.output_node().args[0]
+    for node in results:
+        if is_free(node):
+            values[node] = graph.get_attr(node.target)
+    graph.output(tuple(values[node] for node in results))
     module = assemble(model, captured, graph, name, children)
     assert isinstance(module, GraphModule)
     return Rewritten(module, layout.regions, tuple(names), len(matches))
@@ -114,16 +129,19 @@ def _live(captured: Captured, matches: tuple[RuleMatch, ...], layout: Layout) ->
     roots = [graph.output_node(), *(n for m in matches for t in m.taps.values() for n in t.nodes)]
     roots += [n for n in graph.nodes if "after_reads" in n.meta and _lasting(n)]
     live = _closure(roots)
-    hidden = {n for r in layout.regions for n in r.body} - {run.after for r in layout.regions for run in r.runs}
+    hidden = {n for r in layout.regions for n in r.body} - {
+        run.after for r in layout.regions for run in r.runs
+    }
     for node in graph.nodes:
         if "guard" in node.meta and all(n in live for n in node.all_input_nodes):
             live.add(node)
+    called = {f for n in live if "frame" in n.meta for f in n.meta["frame"].stack()}
     for frame in captured.frames:
         # a module called whole is called with all its arguments, also those it does not use
-        if frame.arguments is None or frame.parent is None:
+        if frame.arguments is None or frame.parent is None or frame not in called:
             continue
-        more = _closure([n for n in nodes_in(frame.arguments) if n not in live])
-        if more and not (more - live) & hidden:
+        more = _closure([n for n in nodes_in(frame.arguments) if n not in live]) - live
+        if not any(n in hidden for m in more for n in (m, *m.all_input_nodes)):
             live |= more
     live.discard(graph.output_node())
     return live
@@ -178,12 +196,25 @@ def _units(
 def _external(items: list[Item]) -> tuple[list[Node], set[Key], frozenset[Node]]:
     """What a group of lines needs from outside, makes, and contains."""
     defs = {d for i in items for d in i.defs}
-    uses = {u for i in items for u in i.uses if u not in defs and isinstance(u, Node) and not is_free(u)}
+    uses = {
+        u for i in items for u in i.uses if u not in defs and isinstance(u, Node) and not is_free(u)
+    }
     inside = frozenset(n for i in items for n in i.inside)
     return sorted(uses, key=lambda n: n.meta["position"]), defs, inside
 
 
-def _invariant_item(emitter: Emitter, bits: int, items: list[Item], prefix: str) -> tuple[Item, str]:
+def _names(captured: Captured, inputs: list[Node]) -> list[str]:
+    """Parameters where all their tensors are among the inputs, the tensors' own names elsewhere."""
+    whole = {captured.parameter_of(n) for n in captured.placeholders} - {
+        captured.parameter_of(n) for n in captured.placeholders if n not in inputs
+    }
+    owners = [(n, captured.parameter_of(n)) for n in inputs]
+    return list(dict.fromkeys(owner if owner in whole else n.name for n, owner in owners))
+
+
+def _invariant_item(
+    emitter: Emitter, bits: int, items: list[Item], prefix: str
+) -> tuple[Item, str]:
     inputs, defs, inside = _external(items)
     captured = emitter.captured
     guards = [n for n in captured.placeholders if captured.depends[n] & bits]
@@ -192,19 +223,24 @@ def _invariant_item(emitter: Emitter, bits: int, items: list[Item], prefix: str)
         n for n in sorted((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])
         if any(u not in inside and (u in emitter.unit_of or u.op == "output") for u in n.users)
     ] or [max((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])]  # fmt: skip
-    label = "_and_".join(dict.fromkeys(captured.parameter_of(n) for n in guards))
+    label = "_and_".join(_names(captured, guards))
     name = f"invariant_{label}" if label else "constants_once"
     body = emitter.build(items, [*guards, *others], outputs, name)
-    module = Invariant(body, prefix + name, len(guards))
+    flops = sum(n.meta.get("flops", 0) for n in inside)
+    module = Invariant(body, prefix + name, len(guards), flops=flops)
 
     def write(graph, value):  # type: ignore[no-untyped-def]
-        return call_graph(graph, name, module, [value("call"), *map(value, [*guards, *others])], outputs, "")
+        return call_graph(
+            graph, name, module, [value("call"), *map(value, [*guards, *others])], outputs, ""
+        )
 
     uses = frozenset([*guards, *others])
     return Item(-1.0, uses, frozenset(outputs), inside, write), name
 
 
-def _region_item(emitter: Emitter, region: Region, matches: tuple[RuleMatch, ...], items: list[Item]) -> Item:
+def _region_item(
+    emitter: Emitter, region: Region, matches: tuple[RuleMatch, ...], items: list[Item]
+) -> Item:
     inputs, _, inside = _external(items)
     starts = [run.before for run in region.runs]
     ends = [run.after for run in region.runs]
@@ -212,22 +248,31 @@ def _region_item(emitter: Emitter, region: Region, matches: tuple[RuleMatch, ...
     name = f"region_{region.index}"
     rule = matches[region.rule].rule
     writes = [n for n in inside if "after_reads" in n.meta]
-    copy = tuple(any(w.meta.get("storage") == s.meta.get("storage") for w in writes) for s in starts)
-    flops = sum(b.flops for b in region.branches if dsl.AUDIO not in b.reads)
+    copy = tuple(
+        any(w.meta.get("storage") == s.meta.get("storage") for w in writes) for s in starts
+    )
+    visual = sum(b.flops for b in region.branches if dsl.AUDIO not in b.reads)
     body = emitter.build(items, ordered, ends, name)
-    module = SkipRegion(body, region.index, region.rule, rule.reuse, len(starts), copy, flops)
+    module = SkipRegion(
+        body, region.index, rule.reuse, copy,
+        flops=sum(n.meta.get("flops", 0) for n in inside), visual_flops=visual,
+    )  # fmt: skip
     gate = f"gate {region.rule}"
 
     def write(graph, value):  # type: ignore[no-untyped-def]
         inner = [value("call"), value(gate), *map(value, ordered)]
         return call_graph(graph, name, module, inner, ends, region.label)
 
-    return Item(min(i.position for i in items), frozenset([*ordered, gate]), frozenset(ends), inside, write)
+    return Item(
+        min(i.position for i in items), frozenset([*ordered, gate]), frozenset(ends), inside, write
+    )
 
 
 def _gate_item(index: int, matched: RuleMatch, layout: Layout, graph: Graph) -> Item:
     probes = [n for taps in matched.taps.values() for n in taps.nodes]
-    runs = tuple((r.index, i) for r in layout.regions if r.rule == index for i in range(len(r.runs)))
+    runs = tuple(
+        (r.index, i) for r in layout.regions if r.rule == index for i in range(len(r.runs))
+    )
     stores = {n.meta.get("storage") for n in probes}
     last = max((n.meta["position"] for n in probes), default=-1)
     copy = any("after_reads" in n.meta and n.meta.get("storage") in stores and n.meta["position"] > last

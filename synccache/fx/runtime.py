@@ -42,7 +42,8 @@ class BranchState:
     sums: dict[Hashable, float] = field(default_factory=dict)
     streaks: dict[int, int] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
-    flops_skipped: int = 0  # of visual branches
+    visual_flops_skipped: int = 0
+    flops_saved: int = 0  # in all: skipped regions, and step-invariant values found in place
     forced: int = 0  # steps computed only because the branch held nothing yet
     writes: Tensor | None = None  # per token, how strongly audio branches wrote; [batch, tokens]
     layout: Any = None  # the regions that ``held`` belongs to
@@ -64,7 +65,9 @@ class _Kept:
     values: Any
 
     def fits(self, inputs: tuple[Tensor, ...]) -> bool:
-        for reference, version, copy, tensor in zip(self.references, self.versions, self.copies, inputs):
+        for reference, version, copy, tensor in zip(
+            self.references, self.versions, self.copies, inputs
+        ):
             if reference() is not tensor:
                 return False
             if version is not None and tensor._version != version:
@@ -161,18 +164,22 @@ class SkipRegion(nn.Module):
     streams after it: one tensor, or a tuple with one a stream.
     """
 
-    def __init__(self, body: nn.Module, index: int, rule: int, predictor: Predictor, streams: int,
-                 copy_start: tuple[bool, ...], flops: int) -> None:  # fmt: skip
+    def __init__(
+        self, body: nn.Module, index: int, predictor: Predictor, copy_start: tuple[bool, ...], *,
+        flops: int, visual_flops: int,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.body = body
-        self.index, self.rule, self.predictor, self.streams = index, rule, predictor, streams
-        self.copy_start, self.flops = copy_start, flops
+        self.body, self.index, self.predictor = body, index, predictor
+        self.copy_start = copy_start  # for each stream: the body writes to the memory it starts from
+        self.streams = len(copy_start)
+        self.flops, self.visual_flops = flops, visual_flops
 
     def forward(self, call: Call, skip: bool, *inputs: Any) -> Any:
         starts, state, step = inputs[: self.streams], call.state, call.trajectory.step
         if skip:
             call.skipped = True
-            state.flops_skipped += self.flops
+            state.visual_flops_skipped += self.visual_flops
+            state.flops_saved += self.flops
             ends = tuple(
                 start + predict(self.predictor, state.held[self.index, i], step)
                 for i, start in enumerate(starts)
@@ -197,15 +204,16 @@ class Invariant(nn.Module):
     tensor objects, unchanged in place (inference tensors count no changes: they are compared).
     """
 
-    def __init__(self, body: nn.Module, name: str, guarded: int) -> None:
+    def __init__(self, body: nn.Module, name: str, guarded: int, *, flops: int) -> None:
         super().__init__()
-        self.body, self.name, self.guarded = body, name, guarded
+        self.body, self.name, self.guarded, self.flops = body, name, guarded, flops
 
     def forward(self, call: Call, *inputs: Any) -> Any:
         kept = call.trajectory.kept.setdefault(self.name, [])
         keys = inputs[: self.guarded]
         for entry in kept:
             if entry.fits(keys):
+                call.state.flops_saved += self.flops
                 return entry.values
         values = self.body(*inputs)
         del kept[: max(0, len(kept) - MAX_GUIDANCE_BRANCHES + 1)]
@@ -260,4 +268,3 @@ def bytes_held(trajectory: Trajectory) -> int:
             add(entry.values)
             add([c for c in entry.copies if c is not None])
     return sum(seen.values())
-

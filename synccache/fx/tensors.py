@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Watch(TorchDispatchMode):
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         elif "scaled_dot_product" in packet.__name__ and "backward" not in packet.__name__:
-            self.flops += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
+            self.flops += sdpa_flop_count(*(_four_dims(a.shape) for a in args[:3]))
         if func not in self._writing:
             self._writing[func] = _written_arguments(func)
         for position, name in self._writing[func]:
@@ -108,3 +109,9 @@ def live_tensors(model: nn.Module) -> dict[int, str]:
             if isinstance(value, torch.Tensor):
                 found.setdefault(id(value), prefix + name)
     return found
+
+
+def _four_dims(shape: torch.Size) -> tuple[int, ...]:
+    """A shape [..., tokens, channels] as [batch, heads, tokens, channels]."""
+    *leading, tokens, channels = shape
+    return (1, math.prod(leading), tokens, channels) if len(leading) != 2 else tuple(shape)

@@ -32,7 +32,9 @@ class Calibration:
     def __post_init__(self) -> None:
         nodes = len(self.regions) + 1
         if [len(row) for row in self.drift] != [nodes] * nodes:
-            raise PlanError(f"the drift table must be {nodes} rows of {nodes} for {nodes - 1} regions.")
+            raise PlanError(
+                f"the drift table must be {nodes} rows of {nodes} for {nodes - 1} regions."
+            )
         if self.schema_version != SCHEMA_VERSION:
             raise PlanError(
                 f"the calibration has schema version {self.schema_version}, this synccache reads "
@@ -75,4 +77,6 @@ class Calibration:
             data["drift"] = tuple(tuple(row) for row in data["drift"])
             return cls(**data)
         except (OSError, ValueError, KeyError, TypeError) as problem:
-            raise PlanError(f"the calibration cannot be read: {problem}", where=str(path)) from problem
+            raise PlanError(
+                f"the calibration cannot be read: {problem}", where=str(path)
+            ) from problem

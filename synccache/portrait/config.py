@@ -29,7 +29,7 @@ class PortraitConfig:
     latent_channels: int = 32
     latent_frames: int = 8
     latent_size: int = 8
-    change_scale: float = 0.62
+    change_scale: float = 0.45
     width: int = 128
     heads: int = 4
     depth: int = 10

@@ -13,15 +13,13 @@ from torch import Tensor
 from synccache.portrait.audio import feature_windows
 from synccache.portrait.canvas import MouthShape
 from synccache.portrait.config import CONFIG
-from synccache.portrait.identity import Pose, random_identity, random_pose
+from synccache.portrait.identity import Pose, neutral_pose, random_identity, random_pose
 from synccache.portrait.mouth import mouth_motion
 from synccache.portrait.render import draw_portrait
 
 __all__ = ["HELD_OUT_IDENTITIES", "Clip", "ClipSet", "draw_clip", "draw_clip_set"]
 
 HELD_OUT_IDENTITIES = 1_000_000  # identity seeds from here on are never trained on
-_REFERENCE_POSE = 500_000  # offset of the pose seed of the reference frame
-_POSE_FRAMES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +62,10 @@ def draw_clip(
     opening, width = mouth_motion(audio)
     energy = _smooth(opening)
     pose = random_pose(identity_seed, energy, CONFIG.frame_rate)
-    rest = random_pose(
-        identity_seed + _REFERENCE_POSE, torch.zeros(_POSE_FRAMES), CONFIG.frame_rate
-    )
-    widest = int(rest.lids.argmax())
+    rest = neutral_pose(identity_seed)
     pose = Pose(
         *(
-            torch.cat([getattr(pose, name), getattr(rest, name)[widest : widest + 1]])
+            torch.cat([getattr(pose, name), getattr(rest, name)])
             for name in Pose.__dataclass_fields__
         )
     )

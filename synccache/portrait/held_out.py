@@ -13,7 +13,7 @@ from synccache.portrait.load import load_autoencoder
 from synccache.portrait.measures import Box
 from synccache.portrait.training_data import token_mask
 
-__all__ = ["HELD_OUT_COUNT", "SPEECH", "HeldOutClip", "held_out_clips"]
+__all__ = ["HELD_OUT_COUNT", "SPEECH", "HeldOutClip", "held_out_clips", "mouth_box"]
 
 SPEECH = Path(__file__).parent / "speech"
 HELD_OUT_COUNT = 16
@@ -78,13 +78,13 @@ def held_out_clips(n: int = HELD_OUT_COUNT) -> tuple[HeldOutClip, ...]:
                 opening=clip.opening,
                 person_tokens=token_mask(clip.person[None])[0],
                 person=clip.person,
-                mouth_box=_mouth_box(closed.mouth),
+                mouth_box=mouth_box(closed.mouth),
             )
         )
     return tuple(result)
 
 
-def _mouth_box(mouth: Tensor) -> Box:
+def mouth_box(mouth: Tensor) -> Box:
     """A box around the closed mouth wherever it goes in the frames [frames, 64, 64], with margins."""
     rows, columns = (
         (mouth.amax((0, 2)) > 0.5).nonzero()[:, 0],

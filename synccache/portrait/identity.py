@@ -10,7 +10,16 @@ from enum import Enum
 
 import torch
 
-__all__ = ["Backdrop", "Clothes", "Hair", "Identity", "Pose", "random_identity", "random_pose"]
+__all__ = [
+    "Backdrop",
+    "Clothes",
+    "Hair",
+    "Identity",
+    "Pose",
+    "neutral_pose",
+    "random_identity",
+    "random_pose",
+]
 
 Colour = tuple[float, float, float]
 
@@ -214,12 +223,22 @@ def random_pose(seed: int, energy: torch.Tensor, frame_rate: int) -> Pose:
     while moment < len(energy) / frame_rate + 0.3:
         lids = torch.minimum(lids, ((seconds - moment).abs() / 0.06 - 0.75).clamp(0.0, 1.0))
         moment += chooser.uniform(1.2, 3.0)
-    glance = chooser.uniform(-0.6, 0.6)
     return Pose(
-        x=sway(0.045),
-        y=sway(0.015) + 0.02 * energy,
-        roll=sway(0.055),
-        turn=sway(0.85),
+        x=sway(0.028),
+        y=sway(0.010) + 0.02 * energy,
+        roll=sway(0.035),
+        turn=sway(0.55),
         lids=lids,
-        gaze=torch.full_like(seconds, glance) * 0.5 + sway(0.25),
+        gaze=_glance(seed) + sway(0.1),
     )
+
+
+def neutral_pose(seed: int) -> Pose:
+    """One frame of the person looking straight on with open eyes: how a reference picture is taken."""
+    zero = torch.zeros(1)
+    return Pose(x=zero, y=zero, roll=zero, turn=zero, lids=zero + 1.0, gaze=zero + _glance(seed))
+
+
+def _glance(seed: int) -> float:
+    """Where a person likes to look."""
+    return random.Random(seed * 15_485_863 + 3).uniform(-0.3, 0.3)

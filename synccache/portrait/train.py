@@ -29,7 +29,7 @@ _WARMUP_STEPS = 40
 _EXPORT_EVERY = 150
 _MUON_RATE, _ADAM_RATE = 0.012, 1.5e-3
 _LARGEST_GRADIENT = 1.0  # norm of all gradients together
-_DECAY_FROM = 0.35  # share of the time after which the learning rate falls to zero
+_DECAY_FROM = 0.25  # share of the time after which the learning rate falls to zero
 _VALIDATION_CLIPS, _VALIDATION_LEVELS = 24, (0.3, 0.6, 0.85)
 _ADAM_MATRICES = ("patch_embed", "head", "time_projection", "positions", "modulation")
 
@@ -100,7 +100,7 @@ def main() -> None:
     """Train until the time is over; resume where a checkpoint is; export averaged weights whenever they got better."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/portrait_train"))
-    parser.add_argument("--clips", type=int, default=3600)
+    parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--max-minutes", type=float, default=95.0)
     parser.add_argument("--start-from", type=Path, help="weights to begin with (safetensors)")
     parser.add_argument(

@@ -90,7 +90,7 @@ def main() -> None:
     """Train until the time is over, resume where a checkpoint is, export fp16 weights with the latent statistics."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/portrait_train"))
-    parser.add_argument("--clips", type=int, default=3600)
+    parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--max-minutes", type=float, default=18.0)
     parser.add_argument(
         "--export", type=Path, default=Path(__file__).parent / "weights" / "autoencoder.safetensors"
