@@ -35,7 +35,9 @@ def portrait_case() -> tuple[nn.Module, Inputs]:
     voices = (audio, null_audio(audio))
 
     def inputs(seed: int, timestep: float, branch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        noise = torch.randn(1, len(clip.reference_latent), 8, 8, 8, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(
+            1, len(clip.reference_latent), 8, 8, 8, generator=torch.Generator().manual_seed(seed)
+        )
         return (noise, torch.tensor([timestep / 1000]), voices[branch], reference), {}
 
     return portrait.model, inputs
@@ -55,7 +57,9 @@ def pairs(model: nn.Module, inputs: Inputs, count: int) -> tuple[float, float, f
             started = time.perf_counter()
             outputs[name] = callee(*args, **kwargs)
             seconds[name] = time.perf_counter() - started
-        same &= torch.equal(real_models.tensor_of(outputs["original"]), real_models.tensor_of(outputs["exact"]))
+        same &= torch.equal(
+            real_models.tensor_of(outputs["original"]), real_models.tensor_of(outputs["exact"])
+        )
         if i >= 2:  # the first call of each branch records and fills what is kept
             ratios.append(seconds["exact"] / seconds["original"])
     return statistics.median(ratios), min(ratios), max(ratios), same
@@ -63,18 +67,25 @@ def pairs(model: nn.Module, inputs: Inputs, count: int) -> tuple[float, float, f
 
 def main() -> None:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=30)
     options = parser.parse_args()
     cases: list[tuple[str, nn.Module, Inputs]] = [("portrait", *portrait_case())]
     for name in ("wan_t2v", "wan_i2v", "wan_s2v"):
         case = real_models.build(name)
         cases.append((f"{name} (tiny)", case.model, case.new_inputs))
-    print("| model | exact / original, median | lowest | highest | same bits |\n|---|---|---|---|---|")
+    print(
+        "| model | exact / original, median | lowest | highest | same bits |\n|---|---|---|---|---|"
+    )
     with torch.no_grad():
         for name, model, inputs in cases:
             middle, low, high, same = pairs(model, inputs, options.pairs)
-            print(f"| {name} | {middle:.3f} | {low:.3f} | {high:.3f} | {'yes' if same else 'NO'} |", flush=True)
+            print(
+                f"| {name} | {middle:.3f} | {low:.3f} | {high:.3f} | {'yes' if same else 'NO'} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

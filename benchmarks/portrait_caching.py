@@ -3,8 +3,8 @@
     python benchmarks/portrait_caching.py --clips 16 --json portrait_caching.json
     python benchmarks/portrait_caching.py --tune --policy "asymmetric(threshold=0.3)" ...
 
-Clips are the held-out ones; with --tune six others, so that thresholds are not chosen on what is
-reported. Uncached and compiled runs of a clip alternate. Columns: x = share of visual FLOPs executed,
+Clips are the held-out ones; --tune gives them other noise, for choosing thresholds. A clip is sampled
+uncached and then with each policy. Columns: x = share of visual FLOPs executed,
 PSNR of whole frame / person / mouth box in dB, mouth-area error in %, correlation of the mouth traces
 (compiled with uncached), seconds ratio uncached / compiled and the ratio that the executed FLOPs allow.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 import synccache
 from synccache import policies
+from synccache.fx.report import Stats
 from synccache.policies import dsl
 from synccache.portrait import (
     CONFIG,
@@ -35,7 +36,11 @@ from synccache.portrait import (
 )
 from synccache.portrait.held_out import HeldOutClip
 
-DEFAULT = ("asymmetric()", "exact()", "first_block_cache(threshold=0.15)")
+DEFAULT = (
+    "asymmetric()",
+    "asymmetric(reuse=LinearResidual())",
+    "first_block_cache(threshold=0.15)",
+)
 TUNING_SEED = 1000  # other noise and other references than the held-out table
 
 
@@ -55,28 +60,19 @@ class Row:
     decisions: str
 
 
-def measure(clip: HeldOutClip, model: torch.nn.Module, compiled: torch.nn.Module, decode: Callable[[Tensor], Tensor],
-            options: argparse.Namespace, seed: int) -> Row:  # fmt: skip
-    """One clip, uncached and compiled from the same noise, one after the other."""
-
-    def run(denoiser: torch.nn.Module) -> tuple[Tensor, float]:
-        started = time.perf_counter()
-        latents = sample(denoiser, clip.audio[None], clip.reference_latent[None], steps=options.steps,
-                         guidance=options.guidance, seed=seed)  # fmt: skip
-        seconds = time.perf_counter() - started
-        return decode(latents)[0].clamp(0, 1), seconds
-
-    plain, slow = run(model)
-    cached, fast = run(compiled)
-    stats = compiled.stats()
+def measure(
+    clip: HeldOutClip, plain: tuple[Tensor, float], cached: tuple[Tensor, float], stats: Stats
+) -> Row:
+    """One compiled run (frames, seconds) against the uncached one."""
     box = torch.zeros(1, CONFIG.image_size, CONFIG.image_size)
     top, bottom, left, right = clip.mouth_box
     box[:, top:bottom, left:right] = 1.0
-    before, after = (mouth_opening_trace(f, clip.mouth_box) for f in (plain, cached))
+    (before, slow), (after, fast) = plain, cached
+    traces = [mouth_opening_trace(frames, clip.mouth_box) for frames in (after, before)]
     return Row(
-        clip=clip.name, executed=stats.executed_fraction, flops=stats.flops_fraction, psnr=psnr(cached, plain),
-        person=psnr(cached, plain, clip.person), mouth=psnr(cached, plain, box),
-        mouth_error=mouth_area_error(after, before), trace=correlation(after, before), ratio=slow / fast,
+        clip=clip.name, executed=stats.executed_fraction, flops=stats.flops_fraction,
+        psnr=psnr(after, before), person=psnr(after, before, clip.person), mouth=psnr(after, before, box),
+        mouth_error=mouth_area_error(*traces), trace=correlation(*traces), ratio=slow / fast,
         decisions=next(iter(stats.decisions.values())),
     )  # fmt: skip
 
@@ -86,41 +82,88 @@ def policy_named(text: str) -> dsl.Policy:
     return eval(text, {**vars(dsl), **policies.LIBRARY})
 
 
+def generate(model: torch.nn.Module, clip: HeldOutClip, decode: Callable[[Tensor], Tensor],
+             options: argparse.Namespace, seed: int) -> tuple[Tensor, float]:  # fmt: skip
+    """Frames in [0, 1] and the seconds that sampling took."""
+    started = time.perf_counter()
+    latents = sample(model, clip.audio[None], clip.reference_latent[None], steps=options.steps,
+                     guidance=options.guidance, seed=seed)  # fmt: skip
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        return decode(latents)[0].clamp(0, 1), seconds
+
+
+def recorded(
+    model: torch.nn.Module, policy: dsl.Policy, clip: HeldOutClip, ratio: float | None
+) -> synccache.CachedModel:
+    """The compiled model, its two guidance branches recorded and planned before anything is timed."""
+    compiled = synccache.compile(
+        model, policy, cache_ratio=ratio, masks={"person": clip.person_tokens}
+    )
+    sample(compiled, clip.audio[None], clip.reference_latent[None], steps=2, seed=0)
+    compiled.reset()
+    return compiled
+
+
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--policy", action="append", help="a call from the policy library; may be repeated")
+    parser.add_argument(
+        "--policy", action="append", help="a call from the policy library; may be repeated"
+    )
     parser.add_argument("--cache-ratio", type=float)
-    parser.add_argument("--tune", action="store_true", help="other noise; for choosing thresholds")
+    parser.add_argument("--tune", action="store_true", help="other noise: for choosing thresholds")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     portrait = load_portrait()
-    clips = held_out_clips(options.clips)
+    names = tuple(options.policy or DEFAULT)
+    rows: dict[str, list[Row]] = {name: [] for name in names}
+    for i, clip in enumerate(held_out_clips(options.clips)):
+        seed = (TUNING_SEED if options.tune else 0) + i
+        models = {
+            name: recorded(portrait.model, policy_named(name), clip, options.cache_ratio)
+            for name in names
+        }
+        plain = generate(portrait.model, clip, portrait.autoencoder.decode, options, seed)
+        for name, model in models.items():
+            cached = generate(model, clip, portrait.autoencoder.decode, options, seed)
+            rows[name].append(measure(clip, plain, cached, model.stats()))
+            row = rows[name][-1]
+            print(
+                f"{clip.name} {name}: x {row.executed:.3f} PSNR {row.psnr:.1f} area {row.mouth_error:.2f} % "
+                f"trace {row.trace:.4f} ratio {row.ratio:.2f} of {1 / row.flops:.2f} {row.decisions}",
+                flush=True,
+            )
+    print(
+        "\n| policy | x | PSNR | worst | person | mouth | mouth area % | trace | worst | ratio | FLOPs allow |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     saved = {}
-    print(f"{'policy':<58} {'x':>6} {'PSNR':>6} {'person':>6} {'mouth':>6} {'area %':>6} {'trace':>7} {'ratio':>6} {'flops':>5}")
-    for text in options.policy or DEFAULT:
-        rows = []
-        for i, clip in enumerate(clips):
-            masked = synccache.compile(portrait.model, policy_named(text), cache_ratio=options.cache_ratio,
-                                       masks={"person": clip.person_tokens})  # fmt: skip
-            warm = (torch.randn(1, *clip.reference_latent.shape[:1], 8, 8, 8), torch.tensor([1.0]))
-            with torch.no_grad():
-                masked(*warm, clip.audio[None], clip.reference_latent[None])  # records, not timed
-            masked.reset()
-            seed = (TUNING_SEED if options.tune else 0) + i
-            rows.append(measure(clip, portrait.model, masked, portrait.autoencoder.decode, options, seed))
-        mean = {k: statistics.mean(getattr(r, k) for r in rows)
-                for k in ("executed", "flops", "psnr", "person", "mouth", "mouth_error", "trace", "ratio")}  # fmt: skip
-        print(f"{text[:58]:<58} {mean['executed']:6.3f} {mean['psnr']:6.1f} {mean['person']:6.1f} {mean['mouth']:6.1f} "
-              f"{mean['mouth_error']:6.2f} {mean['trace']:7.4f} {mean['ratio']:6.2f} {1 / mean['flops']:5.2f}", flush=True)
-        print(f"    worst trace {min(r.trace for r in rows):.4f}, worst PSNR {min(r.psnr for r in rows):.1f}; "
-              f"first clip {rows[0].decisions}", flush=True)
-        saved[text] = {"mean": mean, "clips": [asdict(r) for r in rows]}
+    for name in names:
+        mean = {k: statistics.mean(getattr(r, k) for r in rows[name])
+                for k in ("executed", "flops", "psnr", "person", "mouth", "mouth_error", "trace")}  # fmt: skip
+        ratio = statistics.median(r.ratio for r in rows[name])
+        worst = min(r.psnr for r in rows[name]), min(r.trace for r in rows[name])
+        print(
+            f"| `{name}` | {mean['executed']:.3f} | {mean['psnr']:.1f} | {worst[0]:.1f} | {mean['person']:.1f} | "
+            f"{mean['mouth']:.1f} | {mean['mouth_error']:.2f} | {mean['trace']:.4f} | {worst[1]:.4f} | "
+            f"{ratio:.2f} | {1 / mean['flops']:.2f} |"
+        )
+        saved[name] = {
+            "mean": mean,
+            "median_ratio": ratio,
+            "clips": [asdict(r) for r in rows[name]],
+        }
     if options.json:
-        options.json.write_text(json.dumps({"options": {k: str(v) for k, v in vars(options).items()}, "policies": saved}, indent=1))
+        settings = {k: str(v) for k, v in vars(options).items()}
+        options.json.write_text(
+            json.dumps({"options": settings, "policies": saved}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

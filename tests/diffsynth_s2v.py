@@ -8,11 +8,13 @@ it are entered without running their doors.
 import importlib
 import importlib.util
 import sys
+from functools import cache
 from types import ModuleType
 
 PACKAGES = ("diffsynth", "diffsynth.core", "diffsynth.models")
 
 
+@cache
 def wan_s2v_module() -> ModuleType:
     """The module diffsynth.models.wan_video_dit_s2v, as installed; its class is WanS2VModel."""
     found = importlib.util.find_spec("diffsynth")

@@ -261,6 +261,31 @@ def test_hard_cases_agree_with_the_reference_interpreter(spec: Spec, skip: Selec
     assert difference(expected, found) <= ROUNDING
 
 
+@pytest.mark.parametrize(
+    ("spec", "threshold"),
+    [(Spec(in_place=True), 0.01), (Spec(in_place=True, audio=Audio.OWN), 1.3)],
+)
+def test_a_residual_is_measured_on_a_stream_that_is_written_in_place(
+    spec: Spec, threshold: float
+) -> None:
+    case, policy = build(spec), policies.first_block_cache(threshold)
+    reference, compiled = Interpreter(case.model, policy), synccache.compile(case.model, policy)
+    expected, found = outputs(reference, case), outputs(compiled, case)
+
+    assert list(reference.decisions.values()) == list(compiled.stats().decisions.values())
+    assert difference(expected, found) <= ROUNDING
+
+
+@pytest.mark.parametrize("skip", [blocks[-1], blocks[1:], LIVE_AUDIO])
+def test_a_mask_that_nobody_gave_is_found_whatever_is_skipped(skip: Selector) -> None:
+    case = build(Spec(audio=Audio.OWN))
+    moved = relative_l1(output(blocks[0]), since=PREVIOUS, weight=mask("person", inside=2.0))
+    compiled = synccache.compile(case.model, Policy("mine", (Rule(skip, moved < 9),)))
+    outputs(compiled, case)
+
+    assert compiled.stats().decisions == {0: "CSSS", 1: "CSSS"}
+
+
 def one_step_twice(case: Any, skip: Selector | Segments) -> tuple[float, dict[Any, str]]:
     """How far a skipped step lies from the computed one of the same inputs, and the decisions."""
     policy = policies.step_mask("CS", skip=skip)

@@ -14,9 +14,11 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import CaptureError
-from synccache.fx.frames import Frame, Unplaceable
+from synccache.fx.carried import attributes, refuse_counters, refuse_read_back, same_program
+from synccache.fx.frames import Frame, Unplaceable, has_hooks
 from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.recorder import Recorder
+from synccache.fx.verify import Before
 
 _ATTEMPTS = 12  # modules closed one by one before giving up
 
@@ -46,7 +48,10 @@ class Captured:
 
 
 def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str] = frozenset()
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    closed: frozenset[str] = frozenset(),
 ) -> tuple[Any, Captured]:
     """The forward's own result, and its recording.
 
@@ -57,11 +62,44 @@ def capture(
         CaptureError: a tensor appears that no recorded operation made, and closing the module it
             appears in does not help.
     """
-    before = _tensors_alive()
-    rng = torch.get_rng_state()
+    marks, given = attributes(model), Before(flatten((args, kwargs))[0])
+    out, captured, recorder = _closing(model, args, kwargs, closed, frozenset())
+    left = attributes(model)
+    kept = _kept(recorder, out)
+    if left == marks and not kept:
+        return out, captured
+    changed = Before(given.tensors)  # the caller sees one forward's writes, not two
+    given.restore()
+    again = frozenset(captured.closed), frozenset(id(t) for t, _ in kept)
+    _, second, later = _closing(model, args, kwargs, *again)
+    changed.restore()
+    where = type(model).__name__
+    refuse_read_back(kept, later.read.values(), where)
+    refuse_counters(left, attributes(model), where)
+    return out, captured if same_program(captured.graph, second.graph) else second
+
+
+def _kept(recorder: Recorder, out: Any) -> list[tuple[torch.Tensor, bool]]:
+    """Tensors that the forward made and something still holds, and whether inputs reach them."""
+    results = flatten(out)[0]
+    if any(t.requires_grad for t in results):
+        return []  # the backward graph holds them
+    own = {id(t) for r in results for t in (r, r._base)}
+    if all(id(t) in own for t, _ in recorder.survivors()):
+        return []
+    gc.collect(1)  # what only a circle of references holds is not kept
+    return [(t, recorder.depends[n] != 0) for t, n in recorder.survivors() if id(t) not in own]
+
+
+def _closing(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str],
+    fixed: frozenset[int],
+) -> tuple[Any, Captured, Recorder]:  # fmt: skip
+    """Records, with modules closed one by one where tensors appear from nowhere."""
+    before, given = _tensors_alive(), Before(flatten((args, kwargs))[0])
     for _ in range(_ATTEMPTS):
         try:
-            return _record(model, args, kwargs, closed, before)
+            return _record(model, args, kwargs, closed, before, fixed)
         except Unplaceable as problem:
             if problem.path == "" or problem.path in closed:
                 raise CaptureError(
@@ -71,7 +109,7 @@ def capture(
                     hint="Move that code into a sub-module; synccache then calls it as a whole.",
                 ) from problem
             closed = closed | {problem.path}
-            torch.set_rng_state(rng)
+            given.restore()
     raise CaptureError(
         f"{len(closed)} modules had to stay closed and more are needed: {sorted(closed)}.",
         where=type(model).__name__,
@@ -80,8 +118,8 @@ def capture(
 
 def _record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str],
-    before: dict[int, TensorWeakRef],
-) -> tuple[Any, Captured]:  # fmt: skip
+    before: dict[int, TensorWeakRef], fixed: frozenset[int],
+) -> tuple[Any, Captured, Recorder]:  # fmt: skip
     arguments = bind(model.forward, args, kwargs)
     tensors, _, paths = flatten(arguments)
 
@@ -89,12 +127,18 @@ def _record(
         reference = before.get(id(tensor))
         return reference is not None and reference() is tensor
 
-    recorder = Recorder(model, closed, born_before)
+    recorder = Recorder(model, closed, born_before, fixed)
     for tensor, path in zip(tensors, paths):
         recorder.add_input(_identifier("_".join(path)), tensor)
+    if has_hooks(model):
+        raise CaptureError(
+            f"{type(model).__name__} has {len(model._forward_hooks) + len(model._forward_pre_hooks)} "
+            "forward hooks on the model itself, which the captured forward would bypass.",
+            hint="Remove them, or put them on a sub-module.",
+        )
     started = time.perf_counter()
     with recorder.recording():
-        out = model.forward(*args, **kwargs) if not _has_hooks(model) else _call_hooked(recorder, model, args, kwargs)
+        out = model.forward(*args, **kwargs)
         results, structure, _ = flatten(out)
         recorder.paused = True
         nodes = tuple(recorder.node_of(t) for t in results)
@@ -102,29 +146,20 @@ def _record(
     recorder.graph.output(nodes)
     for position, node in enumerate(recorder.graph.nodes):
         node.meta["position"] = position
-    return out, Captured(
+    captured = Captured(
         graph=recorder.graph, frames=tuple(recorder.frames), depends=recorder.depends,
         placeholders=tuple(recorder.placeholders), input_paths=tuple(paths), result=structure,
         constants=recorder.constants, autocast=recorder.autocast, seconds=seconds,
         closed=tuple(sorted(closed)),
     )  # fmt: skip
-
-
-def _has_hooks(model: nn.Module) -> bool:
-    return bool(model._forward_hooks or model._forward_pre_hooks)
-
-
-def _call_hooked(recorder: Recorder, model: nn.Module, args: Any, kwargs: Any) -> Any:
-    raise CaptureError(
-        f"{type(model).__name__} has {len(model._forward_hooks) + len(model._forward_pre_hooks)} forward "
-        "hooks on the model itself, which the captured forward would bypass.",
-        hint="Remove them, or put them on a sub-module.",
-    )
+    return out, captured, recorder
 
 
 def _tensors_alive() -> dict[int, TensorWeakRef]:
     """Tensors that exist now: the only ones a recording may take for constants."""
-    is_tensor: dict[type, bool] = {}  # asked once a type: there are hundreds of thousands of objects
+    is_tensor: dict[
+        type, bool
+    ] = {}  # asked once a type: there are hundreds of thousands of objects
     alive = {}
     for thing in gc.get_objects():
         kind = type(thing)

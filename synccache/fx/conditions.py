@@ -34,7 +34,9 @@ def tag_inputs(
     Raises:
         MatchError: ``conditions`` names an argument that the forward was not called with.
     """
-    names = {node: "_".join(path) for node, path in zip(captured.placeholders, captured.input_paths)}
+    names = {
+        node: "_".join(path) for node, path in zip(captured.placeholders, captured.input_paths)
+    }
     tags = {node: _by_name(name) for node, name in names.items()}
     _mark_sample(captured, tags)
     for tag, wanted in (conditions or {}).items():
@@ -66,7 +68,7 @@ def _mark_sample(captured: Captured, tags: dict[Node, str]) -> None:
     named = [n for n in tags if captured.parameter_of(n) in _SAMPLE_NAMES]
     outputs = [n.meta.get("shape") for n in captured.graph.output_node().args[0]]  # type: ignore[union-attr]
     alike = [n for n in tags if n.meta["shape"] in outputs and tags[n] == OTHER]
-    for node in (named or alike or list(tags)[:1]):
+    for node in named or alike or list(tags)[:1]:
         tags[node] = SAMPLE
 
 

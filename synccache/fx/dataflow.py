@@ -44,10 +44,6 @@ def ancestors(graph: Graph) -> dict[Node, int]:
     return reach
 
 
-def is_join(node: Node) -> bool:
-    return node.op == "call_function" and node.target in _JOINS
-
-
 def carried(node: Node) -> tuple[Node, ...]:
     """The operands whose content passes through unchanged in value: views, casts, slices, joins,
     writes into part of a tensor. Empty where the operation makes something new."""
@@ -75,12 +71,16 @@ def addition(node: Node) -> tuple[tuple[Node, tuple[Node, ...]], ...]:
 
     Only operands of the sum's own shape can be what is added to.
     """
-    if node.op == "call_function" and node.target in _ADDITIONS or (
-        node.op == "call_method" and node.target in ("add", "add_", "__iadd__")
+    if (
+        node.op == "call_function"
+        and node.target in _ADDITIONS
+        or (node.op == "call_method" and node.target in ("add", "add_", "__iadd__"))
     ):
-        pair = [a for a in node.args[:2]]
-    elif node.op == "call_function" and node.target in (torch.addcmul,) or (
-        node.op == "call_method" and node.target in ("addcmul", "addcmul_")
+        pair = list(node.args[:2])
+    elif (
+        node.op == "call_function"
+        and node.target in (torch.addcmul,)
+        or (node.op == "call_method" and node.target in ("addcmul", "addcmul_"))
     ):
         pair = [node.args[0]]
         if not isinstance(pair[0], Node) or pair[0].meta.get("shape") != node.meta.get("shape"):
@@ -100,15 +100,6 @@ def addition(node: Node) -> tuple[tuple[Node, tuple[Node, ...]], ...]:
     if right.meta.get("shape") == shape:
         ways.append((right, (left,)))
     return tuple(ways)
-
-
-def origin(node: Node) -> Node:
-    """What a chain of single-operand views and casts started from; a join of parts is a start."""
-    while True:
-        operands = carried(node)
-        if not operands or is_join(node):
-            return node
-        node = operands[0]
 
 
 def numel(node: Node) -> int:

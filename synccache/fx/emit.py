@@ -181,6 +181,8 @@ class Emitter:
         if frame.arguments is None or frame.result is None:
             return False
         inside, given = self.inside[frame], set(nodes_in(frame.arguments))
+        if any("guard" in n.meta for n in inside):
+            return False  # called whole, it would read another number and nobody outside would know
         for node in inside:
             if any(
                 u not in inside and u in self.unit_of and node not in frame.result_nodes

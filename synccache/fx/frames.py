@@ -98,6 +98,14 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def autocast_state() -> tuple[Any, ...]:
+    """(device kind, dtype, enabled) of each kind of autocast region that is open now."""
+    return tuple(
+        (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        for kind in ("cpu", "cuda")
+    )
+
+
 def user_line() -> str:
     """The innermost line of the running forward that is neither torch's nor ours."""
     for entry in reversed(traceback.extract_stack()):

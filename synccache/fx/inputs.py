@@ -143,15 +143,19 @@ def index_paths(tree: Any) -> list[tuple[Any, ...]]:
     return []
 
 
-def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bind(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """Arguments by parameter name, whether they were passed by position or by keyword."""
     return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)
 
 
-def unbind(forward: Callable[..., Any], arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def unbind(
+    forward: Callable[..., Any], arguments: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call that ``bind`` came from, in the signature's own order."""
     signature = inspect.signature(forward)
-    bound = inspect.BoundArguments(signature, arguments)  # type: ignore[arg-type]
+    bound = inspect.BoundArguments(signature, arguments)
     return bound.args, bound.kwargs
 
 
@@ -186,7 +190,12 @@ def _freeze(tree: Any, depth: int = 0) -> Any:
     if tree is None or isinstance(tree, _PLAIN):
         return (type(tree), tree)
     inside = getattr(tree, "__dict__", None)
-    if depth < _DEPTH and inside and isinstance(inside, dict) and not isinstance(tree, _NOT_HOLDERS):
+    if (
+        depth < _DEPTH
+        and inside
+        and isinstance(inside, dict)
+        and not isinstance(tree, _NOT_HOLDERS)
+    ):
         return (type(tree), _freeze(inside, depth + 1))
     return _Same(tree)
 

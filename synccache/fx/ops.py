@@ -6,6 +6,7 @@ read after it, and a number read from a tensor is checked before it is believed 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def after(view: Tensor, write: Tensor) -> Tensor:
     return view
 
 
-READERS = {
+READERS: dict[str, Callable[[Tensor], Any]] = {
     "item": lambda t: t.item(),
     "tolist": lambda t: t.tolist(),
     "__bool__": bool,

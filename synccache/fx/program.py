@@ -72,7 +72,9 @@ class ResidualProgram:
         return tuple(b for b in self.branches if b.stream == index)
 
 
-def residual_program(model: nn.Module, captured: Captured, tags: Mapping[Node, str]) -> ResidualProgram:
+def residual_program(
+    model: nn.Module, captured: Captured, tags: Mapping[Node, str]
+) -> ResidualProgram:
     """Reads streams and branches out of a recorded graph.
 
     Raises:
@@ -91,7 +93,9 @@ def residual_program(model: nn.Module, captured: Captured, tags: Mapping[Node, s
         Stream(i, lineage.root, _conditions(backward_closure([lineage.root], set()), tags))
         for i, lineage in enumerate(lineages)
     )
-    drafts = [d for i, lineage in enumerate(lineages) for d in _drafts(i, lineage, streams, owner, tags)]
+    drafts = [
+        d for i, lineage in enumerate(lineages) for d in _drafts(i, lineage, streams, owner, tags)
+    ]
     drafts.sort(key=lambda d: d.sum.meta["position"])
     _count_costs(drafts, owner)
     blocks, numbers = _block_numbers(model, drafts, streams)
@@ -221,12 +225,15 @@ def _count_costs(drafts: list[_Draft], owner: Mapping[Node, int]) -> None:
         d.flops = round(sum(n.meta.get("flops", 0) / shared[n] for n in own))
         heavy = [n for n in own if n.meta.get("flops", 0)]
         heavy = [n for n in heavy if n in inner] or heavy
-        mixing = [n for n in own if is_attention(n)]  # names the module best where several take part
+        mixing = [
+            n for n in own if is_attention(n)
+        ]  # names the module best where several take part
         if any(n in inner for n in mixing):
             d.kind = ATTENTION
         elif not any(n in inner for n in heavy[:1]):
             d.kind = ADD
-        d.label = _common_path([n.meta["frame"] for n in mixing or heavy] or [d.sum.meta["frame"]])
+        frames = [n.meta["frame"] for n in mixing or heavy] or [d.sum.meta["frame"]]
+        d.label = _common_path(frames) or f"forward, {d.sum.name}"
 
 
 def _inner(body: set[Node], owner: Mapping[Node, int]) -> set[Node]:
@@ -280,9 +287,9 @@ def _block_numbers(
         if key is not None and (key[0] in main or not main):
             numbers.setdefault(key, len(numbers))
     out, current = [], 0
-    for draft, key in zip(drafts, keys):
+    for key in keys:
         if key in numbers:
-            current = numbers[key]  # type: ignore[index]
+            current = numbers[key]
         elif key is not None:
             numbers[key] = _first_reader(key, drafts, keys, numbers, line, current)
         out.append(current if key is None else numbers[key])

@@ -27,6 +27,7 @@ from synccache.fx import ops
 from synccache.fx.frames import (
     Frame,
     Unplaceable,
+    autocast_state,
     is_leaf,
     module_calls_seen,
     plain_module_call,
@@ -46,22 +47,38 @@ from synccache.fx.tensors import (
 _COMPARISONS = ("equal", "allclose")
 _LEAVES_TORCH = ("numpy", "__array__", "data_ptr", "__dlpack__")
 _OVERWRITES = ("copy_", "zero_", "fill_")
-_PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format, range)
+_PLAIN = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    range,
+)
 
 
 class Recorder(TorchFunctionMode):
     """Builds ``graph`` while a forward runs inside it. One recorder records one call."""
 
-    def __init__(self, model: nn.Module, closed: frozenset[str], born_before: Callable[[torch.Tensor], bool]):
+    def __init__(
+        self, model: nn.Module, closed: frozenset[str], born_before: Callable[[torch.Tensor], bool],
+        fixed: frozenset[int] = frozenset(),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.graph = Graph()
         self.paused = False
         self.closed = closed
         self.paths = {id(m): path for path, m in model.named_modules(remove_duplicate=False)}
-        self.live = live_tensors(model)
+        self.live = {k: v for k, v in live_tensors(model).items() if k not in fixed}
+        self._given: set[int] = set()  # inputs
+        self.read: dict[str, torch.Tensor] = {}  # weights and constants that were used, by target
         self.born_before = born_before
         self.constants: dict[str, Any] = {}
-        self.autocast = self._autocast_state()
+        self.autocast = autocast_state()
         self.frame = Frame("", None, autocast=self.autocast)
         self.frames = [self.frame]
         self.depends: dict[Node, int] = {}  # bit mask of placeholders that reach a node's value
@@ -85,13 +102,15 @@ class Recorder(TorchFunctionMode):
         node = self.graph.placeholder(name)
         self.depends[node] = 1 << len(self.placeholders)
         self.placeholders.append(node)
+        self._given.add(id(tensor))
         self._describe(node, tensor)
         self._know(tensor, node)
 
     def survivors(self) -> list[tuple[torch.Tensor, Node]]:
         """Tensors made by the forward that something still holds, with their nodes."""
+        old = self._given | {id(t) for t in self.read.values()}
         found = ((reference(), node) for reference, node, _ in self._known.values())
-        return [(t, n) for t, n in found if t is not None and n.op not in ("placeholder", "get_attr")]
+        return [(t, n) for t, n in found if t is not None and id(t) not in old]
 
     def call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         path = self.paths.get(id(module))
@@ -100,7 +119,7 @@ class Recorder(TorchFunctionMode):
             return plain_module_call(module, *args, **kwargs)
         if path in self.closed or is_leaf(module):
             return self._call_leaf(module, path, args, kwargs)
-        frame = Frame(path, self.frame, kind=type(module).__name__, autocast=self._autocast_state())
+        frame = Frame(path, self.frame, kind=type(module).__name__, autocast=autocast_state())
         frame.arguments = self._expressible((args, kwargs))
         self.frames.append(frame)
         self.frame = frame
@@ -117,10 +136,15 @@ class Recorder(TorchFunctionMode):
         self.paused = True
         try:
             with torch.compiler.set_stance("default"):
-                return self._run(lambda: plain_module_call(module, *args, **kwargs), (args, kwargs), mapped,
-                                 lambda a, k: self.graph.call_module(f"model.{path}", a, k))  # fmt: skip
+                out = self._run(lambda: plain_module_call(module, *args, **kwargs), (args, kwargs), mapped,
+                                lambda a, k: self.graph.call_module(f"model.{path}", a, k))  # fmt: skip
         finally:
             self.paused = False
+        if path in self.closed:
+            for tensor in flatten(out)[0]:
+                if self._depends_on(tensor):
+                    self._guard(ops.check_shape, tensor, tuple(tensor.shape))
+        return out
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -146,11 +170,15 @@ class Recorder(TorchFunctionMode):
                 return probe  # shapes and dtypes are fixed by the signature
         mapped = self._map((args, kwargs))
         run = (lambda: func(*args, **kwargs)) if probe is None else (lambda: probe)
-        return self._run(run, (args, kwargs), mapped, lambda a, k: write_call(self.graph, func, name, a, k))
+        return self._run(
+            run, (args, kwargs), mapped, lambda a, k: write_call(self.graph, func, name, a, k)
+        )
 
     # ---- one operation
 
-    def _run(self, call: Callable[[], Any], inputs: Any, mapped: Any, emit: Callable[..., Node]) -> Any:
+    def _run(
+        self, call: Callable[[], Any], inputs: Any, mapped: Any, emit: Callable[..., Node]
+    ) -> Any:
         before, _, _ = flatten(inputs)
         versions = [version_of(t) for t in before]
         self._watch.written.clear()
@@ -195,11 +223,13 @@ class Recorder(TorchFunctionMode):
             self._describe(node, tensors[0])
             self._know(tensors[0], node)
             return
-        node.meta.update(frame=self.frame, autocast=self._autocast_state())
+        node.meta.update(frame=self.frame, autocast=autocast_state())
         for item, path in zip(tensors, index_paths(out.tree)):
             part = node
             for step in path:
-                part = self.graph.call_function(ops.field if isinstance(step, str) else operator.getitem, (part, step))
+                part = self.graph.call_function(
+                    ops.field if isinstance(step, str) else operator.getitem, (part, step)
+                )
                 self.depends[part] = self.depends[node]
                 part.meta.update(seconds=0.0, flops=0)
                 self._describe(part, item)
@@ -216,7 +246,9 @@ class Recorder(TorchFunctionMode):
             self._readers[memory] = []
             self._writes[memory] = node
 
-    def _name_written(self, node: Node, written: list[torch.Tensor], results: list[torch.Tensor]) -> None:
+    def _name_written(
+        self, node: Node, written: list[torch.Tensor], results: list[torch.Tensor]
+    ) -> None:
         """A written tensor's present value: the call itself where it returns that tensor."""
         returned = {id(t) for t in results}
         for tensor in written:
@@ -227,7 +259,7 @@ class Recorder(TorchFunctionMode):
                 self._know(tensor, node)
             else:
                 node.meta.setdefault("frame", self.frame)
-                node.meta.setdefault("autocast", self._autocast_state())
+                node.meta.setdefault("autocast", autocast_state())
                 self.node_of(tensor)
 
     def _refuse_carried_state(self, node: Node, memory: int, readers: list[Node]) -> None:
@@ -280,7 +312,7 @@ class Recorder(TorchFunctionMode):
         entry = self._known.get(id(tensor))
         if entry is None or entry[0]() is not tensor:
             return self._find(tensor)
-        reference, node, seen = entry
+        _, node, seen = entry
         write = self._writes.get(self._memories.of(tensor))
         if write is not None and write is not seen and write is not node:
             return self._renew(tensor, node, write)
@@ -300,6 +332,7 @@ class Recorder(TorchFunctionMode):
                 raise Unplaceable(self.frame.path, user_line())
             target = f"constants.tensor_{len(self.constants)}"
             self.constants[target.split(".")[1]] = tensor
+        self.read[target] = tensor
         node = self.graph.get_attr(target)
         self._mark(node, 0)
         self._describe(node, tensor, frame=self.frames[0])
@@ -317,22 +350,16 @@ class Recorder(TorchFunctionMode):
 
     def _mark(self, node: Node, depends: int) -> None:
         self.depends[node] = depends
-        node.meta.update(seconds=0.0, flops=0, frame=self.frame, autocast=self._autocast_state())
+        node.meta.update(seconds=0.0, flops=0, frame=self.frame, autocast=autocast_state())
 
     def _describe(self, node: Node, tensor: torch.Tensor, frame: Frame | None = None) -> None:
         node.meta.update(
             shape=tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device,
             storage=self._memories.of(tensor), storage_bytes=storage_bytes(tensor),
-            frame=frame or self.frame, autocast=self._autocast_state(),
+            frame=frame or self.frame, autocast=autocast_state(),
         )  # fmt: skip
         node.meta.setdefault("seconds", 0.0)
         node.meta.setdefault("flops", 0)
-
-    def _autocast_state(self) -> tuple[Any, ...]:
-        return tuple(
-            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-            for kind in ("cpu", "cuda")
-        )
 
     def _map(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
+from synccache.errors import MatchError
 from synccache.fx.capture import Captured
 from synccache.fx.drift import BoundaryTap
 from synccache.fx.emit import (
@@ -85,17 +86,20 @@ def rewrite(
     emitter = Emitter(model, captured, unit_of, visible)
     placed = emitter.place()
     items = list(placed.pop(TOP, []))
+    uses = {unit: _uses(lines) for unit, lines in [(TOP, items), *placed.items()]}
     names: list[str] = []
     for unit, lines in sorted(placed.items(), key=lambda kv: min(i.position for i in kv[1])):
         if _is_invariant(unit):
-            item, label = _invariant_item(emitter, unit[1], lines, f"{name}.")  # type: ignore[index]
+            wanted = set().union(*(found for other, found in uses.items() if other != unit))
+            item, label = _invariant_item(emitter, unit[1], lines, wanted, f"{name}.")  # type: ignore[index]
             names.append(label)
         else:
             item = _region_item(emitter, layout.regions[unit[1]], matches, lines)  # type: ignore[index]
         items.append(item)
-    items += [_gate_item(i, m, layout, captured.graph) for i, m in enumerate(matches)]
+    for i, matched in enumerate(matches):
+        items += _gate_items(i, matched, layout, captured.graph)
     if find_mask and program is not None:
-        items += _write_taps(program, layout)
+        items += _write_taps(program, layout, {d for item in items for d in item.defs})
     if measure:
         items += [
             _tap_item(node, BoundaryTap(side, region.index), f"drift_{side}_{region.index}_{i}")
@@ -128,13 +132,11 @@ def _live(captured: Captured, matches: tuple[RuleMatch, ...], layout: Layout) ->
     graph = captured.graph
     roots = [graph.output_node(), *(n for m in matches for t in m.taps.values() for n in t.nodes)]
     roots += [n for n in graph.nodes if "after_reads" in n.meta and _lasting(n)]
+    roots += [n for n in graph.nodes if "guard" in n.meta]
     live = _closure(roots)
     hidden = {n for r in layout.regions for n in r.body} - {
         run.after for r in layout.regions for run in r.runs
     }
-    for node in graph.nodes:
-        if "guard" in node.meta and all(n in live for n in node.all_input_nodes):
-            live.add(node)
     called = {f for n in live if "frame" in n.meta for f in n.meta["frame"].stack()}
     for frame in captured.frames:
         # a module called whole is called with all its arguments, also those it does not use
@@ -177,6 +179,7 @@ def _units(
     captured: Captured, live: set[Node], layout: Layout, hoisted: dict[Node, int]
 ) -> dict[Node, Hashable]:
     region_of = {n: r.index for r in layout.regions for n in r.body}
+    ends = {run.after for r in layout.regions for run in r.runs}
     units: dict[Node, Hashable] = {}
     for node in captured.graph.nodes:
         if node not in live or node.op in ("placeholder", "get_attr", "output"):
@@ -185,12 +188,21 @@ def _units(
             units[node] = ("invariant", hoisted[node])
         elif node in region_of:
             units[node] = ("region", region_of[node])
-        elif "guard" in node.meta and not any(u in live for u in node.users):
-            source = node.all_input_nodes[0]
-            units[node] = units.get(source, TOP)
         else:
-            units[node] = TOP
+            units[node] = _unit_of_rest(node, units, ends)
     return units
+
+
+def _unit_of_rest(node: Node, units: dict[Node, Hashable], ends: set[Node]) -> Hashable:
+    """TOP, except for what only a guard needs and what reads the inside of a region."""
+    inside = {units[n] for n in node.all_input_nodes if n in units and n not in ends}
+    regions = sorted(u for u in inside if isinstance(u, tuple) and u[0] == "region")
+    if len(regions) > 1:
+        raise MatchError(
+            f"{node.name} reads a number from values inside {len(regions)} regions.",
+            hint="Skip fewer branches, so that one region holds them.",
+        )
+    return regions[0] if regions else TOP
 
 
 def _external(items: list[Item]) -> tuple[list[Node], set[Key], frozenset[Node]]:
@@ -213,7 +225,7 @@ def _names(captured: Captured, inputs: list[Node]) -> list[str]:
 
 
 def _invariant_item(
-    emitter: Emitter, bits: int, items: list[Item], prefix: str
+    emitter: Emitter, bits: int, items: list[Item], wanted: set[Key], prefix: str
 ) -> tuple[Item, str]:
     inputs, defs, inside = _external(items)
     captured = emitter.captured
@@ -221,7 +233,7 @@ def _invariant_item(
     others = [n for n in inputs if n not in guards]
     outputs = [
         n for n in sorted((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])
-        if any(u not in inside and (u in emitter.unit_of or u.op == "output") for u in n.users)
+        if n in wanted or any(u.op == "output" for u in n.users)
     ] or [max((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])]  # fmt: skip
     label = "_and_".join(_names(captured, guards))
     name = f"invariant_{label}" if label else "constants_once"
@@ -236,6 +248,10 @@ def _invariant_item(
 
     uses = frozenset([*guards, *others])
     return Item(-1.0, uses, frozenset(outputs), inside, write), name
+
+
+def _uses(items: list[Item]) -> set[Key]:
+    return {u for i in items for u in i.uses}
 
 
 def _region_item(
@@ -268,33 +284,57 @@ def _region_item(
     )
 
 
-def _gate_item(index: int, matched: RuleMatch, layout: Layout, graph: Graph) -> Item:
+def _gate_items(index: int, matched: RuleMatch, layout: Layout, graph: Graph) -> list[Item]:
+    """The gate's line, and copies of probed values whose memory is written to before it runs."""
     probes = [n for taps in matched.taps.values() for n in taps.nodes]
     runs = tuple(
         (r.index, i) for r in layout.regions if r.rule == index for i in range(len(r.runs))
     )
-    stores = {n.meta.get("storage") for n in probes}
-    last = max((n.meta["position"] for n in probes), default=-1)
-    copy = any("after_reads" in n.meta and n.meta.get("storage") in stores and n.meta["position"] > last
-               for n in graph.nodes)  # fmt: skip
-    module = Gate(index, matched, runs, copy)
+    last = max((_position(n) for n in probes), default=-1)
+    early = [n for n in dict.fromkeys(probes) if _written_between(graph, n, _position(n), last)]
+    late = any(_written_between(graph, n, last, len(graph.nodes)) for n in probes)
+    module = Gate(index, matched, runs, late)
+    keys: list[Key] = [(f"copy for gate {index}", n) if n in early else n for n in probes]
 
     def write(graph: Graph, value):  # type: ignore[no-untyped-def]
-        args = (value("call"), *map(value, probes))
+        args = (value("call"), *map(value, keys))
         node = graph.create_node("call_module", f"gate_{index}", args, {}, name=f"skip_{index}")
         node.meta.update(module=module, origin="")
         return {f"gate {index}": node}
 
-    return Item(last + 0.5, frozenset(probes), frozenset({f"gate {index}"}), frozenset(), write)
+    gate = Item(last + 0.5, frozenset(keys), frozenset({f"gate {index}"}), frozenset(), write)
+    return [*(_copy_item(n, (f"copy for gate {index}", n)) for n in early), gate]
 
 
-def _write_taps(program: ResidualProgram, layout: Layout) -> list[Item]:
-    """One line behind each live audio branch of the main stream that measures what it adds."""
+def _written_between(graph: Graph, node: Node, first: int, last: int) -> bool:
+    """Whether memory that ``node`` lives in is written to after ``first`` and up to ``last``."""
+    return any(
+        "after_reads" in n.meta and n.meta.get("storage") == node.meta.get("storage")
+        and first < _position(n) <= last
+        for n in graph.nodes
+    )  # fmt: skip
+
+
+def _copy_item(node: Node, key: Key) -> Item:
+    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
+        return {key: graph.call_method("clone", (value(node),))}
+
+    return Item(_position(node) + 0.125, frozenset([node]), frozenset([key]), frozenset(), write)
+
+
+def _position(node: Node) -> int:
+    return int(node.meta["position"])
+
+
+def _write_taps(program: ResidualProgram, layout: Layout, visible: set[Key]) -> list[Item]:
+    """One line behind each live audio branch of the main stream that measures what it adds; not
+    behind branches inside a module that is called whole."""
     stream = main_stream(program)
     skipped = {b.index for r in layout.regions for b in r.branches}
     found = [
         b for b in program.of_stream(stream)
         if dsl.AUDIO in b.reads and b.index not in skipped and len(b.addends) == 1
+        and b.addends[0] in visible
     ]  # fmt: skip
     return [
         _tap_item(b.addends[0], AudioWrites(_tokens(b.before)), f"audio_writes_{i}")

@@ -78,7 +78,9 @@ def find_lineages(graph: Graph) -> tuple[Lineage, ...]:
     values = frozenset(trees.above)
     flops = _body_flops(trees, values)
     found = [
-        Lineage(path.root, path.sums, sum(n.meta.get("flops", 0) for n in _bodies(path.sums, values)))
+        Lineage(
+            path.root, path.sums, sum(n.meta.get("flops", 0) for n in _bodies(path.sums, values))
+        )
         for root in trees.roots
         for path in _paths(root, trees, flops, alive)
     ]
@@ -116,9 +118,10 @@ def _grow(graph: Graph) -> _Trees:
 
     for node in graph.nodes:
         ways = [(base, addends, value_of(base)) for base, addends in addition(node)]
-        known = [w for w in ways if w[2] is not None]
+        known = [(b, a, v) for b, a, v in ways if v is not None]
         # among two stream values the one that the other side was computed from is the trunk
         known.sort(key=lambda w: (not reaches(w[2], w[1]), order[w[2]]))
+        parent: Node | None
         if known:
             base, addends, parent = known[0]
         else:

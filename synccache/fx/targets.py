@@ -1,13 +1,14 @@
 """How a seen torch call is written into a graph: targets that print well, where there are any.
 
-    Tensor.add(x, y), Tensor.__add__(x, y)   ->   x + y
-    Tensor.__setitem__(x, i, y)              ->   setitem(x, i, y), which returns x
-    Tensor.real.__get__(x)                   ->   getattr(x, 'real')
+Tensor.add(x, y), Tensor.__add__(x, y)   ->   x + y
+Tensor.__setitem__(x, i, y)              ->   setitem(x, i, y), which returns x
+Tensor.real.__get__(x)                   ->   getattr(x, 'real')
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from synccache.errors import CaptureError
 from synccache.fx import ops
 from synccache.fx.frames import user_line
 
-_OPERATORS = {
+_OPERATORS: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
     "__add__": operator.add, "__sub__": operator.sub, "__mul__": operator.mul,
     "__truediv__": operator.truediv, "__floordiv__": operator.floordiv, "__mod__": operator.mod,
@@ -30,7 +31,7 @@ _OPERATORS = {
     "__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul,
     "__itruediv__": operator.itruediv, "__idiv__": operator.itruediv,
 }  # fmt: skip
-_REVERSED = {
+_REVERSED: dict[str, Callable[..., Any]] = {
     "__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul,
     "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
     "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,

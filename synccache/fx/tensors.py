@@ -68,7 +68,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.written: set[int] = set()
         self._writing: dict[Any, tuple[tuple[int, str], ...]] = {}

@@ -23,8 +23,9 @@ class Before:
     def restore(self) -> None:
         """Undoes what the forward wrote into its inputs, and what it drew."""
         for tensor, copied, version in zip(self.tensors, self.copies, self.versions, strict=True):
-            if version is None or tensor._version != version:
-                with torch.no_grad():
+            unchanged = same_bits(tensor, copied) if version is None else tensor._version == version
+            if not unchanged:
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                     tensor.copy_(copied)
         torch.set_rng_state(self.random)
 

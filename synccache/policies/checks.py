@@ -15,11 +15,14 @@ def plain_number(
 
     Raises:  PolicyError for text, truth values, tensors, NaN and numbers outside [low, high].
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise PolicyError(f"{what} must be a number, got {value!r}.")
-    if not low <= value <= high:
+    number = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if math.isnan(number):
+        raise PolicyError(f"{what} must be a number, got {value!r}.")
+    if not low <= number <= high:
         raise PolicyError(f"{what} must lie in [{low:g}, {high:g}], got {value!r}.")
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return number
 
 
 def plain_integer(value: object, what: str) -> int:

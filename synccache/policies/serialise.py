@@ -103,8 +103,8 @@ def _decoded(data: Any, where: str) -> Any:
 
 def _value(data: Any, field: Field[Any], where: str) -> Any:
     """A field's value: the annotation tells a member of an enumeration from a text."""
-    if field.type in ENUMS:
-        members = ENUMS[field.type]
+    members = ENUMS.get(str(field.type))
+    if members is not None:
         known = [member.value for member in members]
         if data not in known:
             raise PolicyError(f"{data!r} is none of {', '.join(known)}.", where=where)

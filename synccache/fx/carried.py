@@ -1,0 +1,89 @@
+"""What a forward leaves behind on its model, and whether a later forward would read it.
+
+A recorded graph runs operations, not the Python between them: ``self.step += 1`` and
+``self.cache = h`` would be lost. Harmless if nobody reads them; right to keep as constants where a
+table is filled once; refused where one forward hands values to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph
+
+from synccache.errors import CaptureError
+
+_OWN = frozenset(vars(nn.Module()))
+_DEPTH = 3  # of containers inside an attribute
+_MANY = 1000  # items of a container that are looked at
+_HINT = "Pass such values as arguments, or reset them inside forward."
+
+
+def attributes(model: nn.Module) -> dict[str, Any]:
+    """Plain attributes of all modules by path, in a form that is equal while they are."""
+    return {
+        f"{path}.{name}".lstrip("."): _mark(value, 0)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if name not in _OWN
+    }
+
+
+def _mark(value: Any, depth: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _Tensor(id(value))
+    if isinstance(value, dict) and depth < _DEPTH:
+        items = list(value.items())[:_MANY]
+        return (len(value), tuple((str(k), _mark(v, depth + 1)) for k, v in items))
+    if isinstance(value, (list, tuple, set)) and depth < _DEPTH:
+        return (len(value), tuple(_mark(v, depth + 1) for v in list(value)[:_MANY]))
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return value
+    return id(value)
+
+
+class _Tensor(int):
+    """Identity of a tensor."""
+
+
+def _without_tensors(mark: Any) -> Any:
+    if isinstance(mark, _Tensor):
+        return "tensor"
+    if isinstance(mark, tuple):
+        return tuple(_without_tensors(m) for m in mark)
+    return mark
+
+
+def refuse_counters(first: Mapping[str, Any], second: Mapping[str, Any], where: str) -> None:
+    """Refuses plain attributes that two equal forwards left different."""
+    for name, mark in second.items():
+        if _without_tensors(first.get(name)) != _without_tensors(mark):
+            raise CaptureError(
+                f"every forward changes `{name}` of the model, which a later forward may read.",
+                where=where, hint=_HINT,
+            )  # fmt: skip
+
+
+def refuse_read_back(
+    kept: Iterable[tuple[torch.Tensor, bool]], read: Iterable[torch.Tensor], where: str
+) -> None:
+    """Refuses tensors that one forward made from its inputs (True) and the next one reads."""
+    made = {id(tensor) for tensor, from_inputs in kept if from_inputs}
+    for tensor in read:
+        if id(tensor) in made:
+            raise CaptureError(
+                f"a forward keeps a tensor {list(tensor.shape)} made from its inputs, and the next "
+                "forward reads it.", where=where, hint=_HINT,
+            )  # fmt: skip
+
+
+def same_program(a: Graph, b: Graph) -> bool:
+    """Whether two recordings are the same operations on the same things."""
+    return _text(a) == _text(b)
+
+
+def _text(graph: Graph) -> list[str]:
+    return [f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
