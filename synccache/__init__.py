@@ -1,6 +1,6 @@
 """synccache: caching policies for diffusion transformers, compiled into the model.
 
-    compiled = synccache.compile(model, policy="asymmetric", mem_budget="24GB")
+compiled = synccache.compile(model, policy="asymmetric", mem_budget="24GB")
 """
 
 from synccache import policies as policies
@@ -21,8 +21,8 @@ from synccache.planner.calibration import Calibration
 from synccache.policies.dsl import Policy, Rule
 
 __all__ = [
-    "Calibration",
     "CachedModel",
+    "Calibration",
     "CaptureError",
     "MatchError",
     "Plan",

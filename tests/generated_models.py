@@ -195,7 +195,7 @@ class _Taking:
         if spec.joint_text:
             roots["text"] = self.text
         if spec.audio is Audio.STREAM:
-            roots["audio"] = self.prepared_audio()
+            roots["audio"] = self.audio if spec.both_outputs else self.prepared_audio()
         early = 0
         for index, block in enumerate(self.model.blocks):
             if spec.audio is Audio.ADDS and index in spec.audio_blocks:
@@ -256,8 +256,8 @@ class _Taking:
         else:
             self.add("video", k, gate, ATTENTION, (), lambda x: block.own(x, time))
         if spec.audio is Audio.STREAM:
-            # what the latents do not reach yet prepares the stream: it is part of the root
-            if k > 0:
+            # what the latents do not reach yet prepares a stream that is not an output itself
+            if k > 0 or spec.both_outputs:
                 self.add(
                     "audio",
                     k,

@@ -68,7 +68,9 @@ def voices() -> list[Tensor]:
     return [speech, torch.zeros_like(speech)]
 
 
-def denoise(model: nn.Module, steps: int = 6, *, seed: int = 0, audio: list[Tensor] | None = None) -> Tensor:
+def denoise(
+    model: nn.Module, steps: int = 6, *, seed: int = 0, audio: list[Tensor] | None = None
+) -> Tensor:
     """Euler steps from timestep 1000 down with two calls a step."""
     audio = voices() if audio is None else audio
     state = normal(seed, 1, TOKENS, 4)

@@ -161,7 +161,8 @@ def test_audio_changed_in_place_is_heard() -> None:
     audio.mul_(2.0)
 
     assert torch.equal(
-        model(latents, torch.tensor([900.0]), audio), compiled(latents, torch.tensor([900.0]), audio)
+        model(latents, torch.tensor([900.0]), audio),
+        compiled(latents, torch.tensor([900.0]), audio),
     )
 
 
@@ -198,7 +199,9 @@ def test_a_small_budget_merges_regions_and_a_smaller_one_is_refused_with_numbers
     roomy = synccache.compile(talking(), policies.asymmetric(threshold=1.0))
     denoise(roomy)
     total, hidden = roomy.plan.memory.total_bytes, TOKENS * 16 * 4
-    tight = synccache.compile(talking(), policies.asymmetric(threshold=1.0), mem_budget=total - hidden)
+    tight = synccache.compile(
+        talking(), policies.asymmetric(threshold=1.0), mem_budget=total - hidden
+    )
     denoise(tight)
 
     assert len(roomy.plan.regions) == 3
@@ -212,7 +215,9 @@ def test_a_second_guidance_branch_is_planned_for_when_it_appears() -> None:
     one = synccache.compile(talking(), policies.asymmetric(threshold=1.0))
     denoise(one, audio=voices()[:1])
     budget = one.plan.memory.total_bytes
-    both = synccache.compile(talking(), policies.asymmetric(threshold=1.0), mem_budget=budget + 2048)
+    both = synccache.compile(
+        talking(), policies.asymmetric(threshold=1.0), mem_budget=budget + 2048
+    )
     denoise(both, audio=voices()[:1])
     alone = len(both.plan.regions)
     both.reset()
@@ -225,7 +230,9 @@ def test_a_second_guidance_branch_is_planned_for_when_it_appears() -> None:
 
 def test_cache_ratio_sets_the_number_of_segments() -> None:
     for ratio, expected in ((0.25, 1), (0.5, 2), (1.0, 3)):
-        compiled = synccache.compile(talking(), policies.asymmetric(threshold=1.0), cache_ratio=ratio)
+        compiled = synccache.compile(
+            talking(), policies.asymmetric(threshold=1.0), cache_ratio=ratio
+        )
         denoise(compiled)
         assert len(compiled.plan.regions) == expected
 

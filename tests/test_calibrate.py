@@ -33,7 +33,9 @@ def by_hand(first: int, end: int) -> float:
             ends.append(hidden)
             hidden = hidden + injector(hidden, heard)
         residuals.append(ends[end] - starts[first + 1])
-    changes = [(a - b).abs().sum() / b.abs().sum() for a, b in zip(residuals, residuals[1:], strict=False)]
+    changes = [
+        (a - b).abs().sum() / b.abs().sum() for a, b in zip(residuals, residuals[1:], strict=False)
+    ]
     return float(sum(changes))
 
 
@@ -65,7 +67,9 @@ def test_the_plan_minimises_the_measured_drift(tmp_path: Path) -> None:
     measured = synccache.calibrate(talking(), run)
     measured.save(tmp_path / "drift.json")
     policy = policies.asymmetric(threshold=1.0)
-    compiled = synccache.compile(talking(), policy, cache_ratio=0.5, calibration=tmp_path / "drift.json")
+    compiled = synccache.compile(
+        talking(), policy, cache_ratio=0.5, calibration=tmp_path / "drift.json"
+    )
     denoise(compiled)
     splits = {(0, i, 3): measured.drift[0][i] + measured.drift[i][3] for i in (1, 2)}
 

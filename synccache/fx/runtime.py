@@ -170,7 +170,9 @@ class SkipRegion(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.body, self.index, self.predictor = body, index, predictor
-        self.copy_start = copy_start  # for each stream: the body writes to the memory it starts from
+        self.copy_start = (
+            copy_start  # for each stream: the body writes to the memory it starts from
+        )
         self.streams = len(copy_start)
         self.flops, self.visual_flops = flops, visual_flops
 
