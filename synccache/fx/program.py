@@ -80,7 +80,7 @@ def residual_program(
     Raises:
         MatchError: no stream was found.
     """
-    lineages = _without_preparation(find_lineages(captured.graph), model, captured, tags)
+    lineages = _without_preparation(find_lineages(captured.graph), captured, tags)
     if not lineages:
         raise MatchError(
             f"no residual stream was found among {_additions(captured)} additions: no value x that "
@@ -131,24 +131,27 @@ def _additions(captured: Captured) -> int:
     return sum(bool(addition(n)) for n in captured.graph.nodes)
 
 
-def _without_preparation(
-    lineages: tuple[Lineage, ...], model: nn.Module, captured: Captured, tags: Mapping[Node, str]
-) -> tuple[Lineage, ...]:
-    """Without leading branches that prepare a stream (text refiners, audio encoders): the noisy
-    latents reach neither them nor any other branch of their block."""
+def _noisy(captured: Captured, tags: Mapping[Node, str]) -> int:
+    """Bits of the inputs that the loop denoises: the sample, and what has the shape of an output."""
+    results = {n.meta.get("shape") for n in captured.graph.output_node().all_input_nodes}
     bits = 0
     for node, tag in tags.items():
-        if tag == SAMPLE:
+        if tag == SAMPLE or node.meta["shape"] in results:
             bits |= captured.depends[node]
-    sums = [s for lineage in lineages for s in lineage.sums]
-    place = {s: next(_list_keys(model, s.node.meta["frame"]), None) for s in sums}
-    noisy = {s for s in sums if captured.depends[s.node] & bits}
-    busy = {place[s] for s in noisy} - {None}
+    return bits
+
+
+def _without_preparation(
+    lineages: tuple[Lineage, ...], captured: Captured, tags: Mapping[Node, str]
+) -> tuple[Lineage, ...]:
+    """Without branches that the noisy latents do not reach (text refiners, audio encoders)."""
+    bits = _noisy(captured, tags)
     kept = []
     for lineage in lineages:
-        if not noisy & set(lineage.sums):
+        live = [i for i, s in enumerate(lineage.sums) if captured.depends[s.node] & bits]
+        if not live:
             continue
-        first = next(i for i, s in enumerate(lineage.sums) if s in noisy or place[s] in busy)
+        first = live[0]
         root = lineage.root if first == 0 else lineage.sums[first - 1].node
         kept.append(Lineage(root, lineage.sums[first:], lineage.flops))
     return tuple(kept)
