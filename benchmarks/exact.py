@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
 from torch import nn
 
 import synccache
@@ -41,6 +42,21 @@ def portrait_case() -> tuple[nn.Module, Inputs]:
         return (noise, torch.tensor([timestep / 1000]), voices[branch], reference), {}
 
     return portrait.model, inputs
+
+
+def wide_wan() -> tuple[nn.Module, Inputs]:
+    """diffusers' Wan wide enough that multiplications, not Python, take the time; random weights."""
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(
+        num_attention_heads=6, attention_head_dim=64, ffn_dim=1536, num_layers=6, text_dim=512
+    ).eval()
+    texts = [torch.randn(1, 128, 512) for _ in range(2)]
+
+    def inputs(seed: int, timestep: float, branch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        noise = torch.randn(1, 16, 4, 24, 24, generator=torch.Generator().manual_seed(seed))
+        return (noise, torch.tensor([timestep]), texts[branch]), {}
+
+    return model, inputs
 
 
 def pairs(model: nn.Module, inputs: Inputs, count: int) -> tuple[float, float, float, bool]:
@@ -72,7 +88,10 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=30)
     options = parser.parse_args()
-    cases: list[tuple[str, nn.Module, Inputs]] = [("portrait", *portrait_case())]
+    cases: list[tuple[str, nn.Module, Inputs]] = [
+        ("portrait", *portrait_case()),
+        ("wan_t2v (width 384)", *wide_wan()),
+    ]
     for name in ("wan_t2v", "wan_i2v", "wan_s2v"):
         case = real_models.build(name)
         cases.append((f"{name} (tiny)", case.model, case.new_inputs))

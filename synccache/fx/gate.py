@@ -177,12 +177,13 @@ def relative_l1(now: Tensor, reference: Tensor, weights: Tensor | None) -> Tenso
 
     Shapes: now, reference [batch, tokens, channels]; weights [batch or 1, tokens].
     """
-    change = (now.float() - reference.float()).abs()
-    size = reference.float().abs()
-    if weights is not None:
-        change = change.flatten(1, -2).mean(-1) * weights
-        size = size.flatten(1, -2).mean(-1) * weights
-    return change.sum() / size.sum()
+    change, size = now.float() - reference.float(), reference.float()
+    if weights is None:
+        return change.abs().sum() / size.abs().sum()
+    by_token = torch.linalg.vector_norm(change, ord=1, dim=-1).flatten(1)
+    return (by_token * weights).sum() / (
+        torch.linalg.vector_norm(size, ord=1, dim=-1).flatten(1) * weights
+    ).sum()
 
 
 def _weights(weight: dsl.MaskWeight | None, now: Tensor, call: Call) -> Tensor | None:

@@ -31,8 +31,9 @@ class Stats:
         executed_fraction: FLOPs of visual branches (those that read no audio) that ran, over those of
             the uncached model: the share of visual block forwards.
         flops_fraction: the same for all FLOPs of the forward, audio, embedding and head included, and
-            step-invariant values found in place counted as saved. 1 / flops_fraction is the
-            speed-up that FLOPs alone allow.
+            step-invariant values found in place counted as saved.
+        seconds_fraction: the same in seconds of the operations of the recorded forward;
+            1 / seconds_fraction is the speed-up that what was executed allows.
         bytes_held: what the trajectory keeps between calls; planned_bytes: what the plan allowed.
         forced: steps computed although the policy said skip, because nothing was held yet.
         syncs: device-to-host transfers, one a call for the timestep and one a measuring gate.
@@ -43,6 +44,7 @@ class Stats:
     decisions: Mapping[Hashable, str]
     executed_fraction: float
     flops_fraction: float
+    seconds_fraction: float
     bytes_held: int
     planned_bytes: int
     forced: int
@@ -63,11 +65,14 @@ def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
     skipped = sum(s.visual_flops_skipped for s in branches.values())
     saved = sum(s.flops_saved for s in branches.values())
     visual = variant.visual_flops * forwards
-    total = sum(n.meta.get("flops", 0) for n in variant.captured.graph.nodes) * forwards
+    nodes = list(variant.captured.graph.nodes)
+    total = sum(n.meta.get("flops", 0) for n in nodes) * forwards
+    seconds = sum(n.meta.get("seconds", 0.0) for n in nodes) * forwards
     return Stats(
         decisions=decisions,
-        executed_fraction=1.0 - skipped / visual if visual else 1.0,
-        flops_fraction=1.0 - saved / total if total else 1.0,
+        executed_fraction=_left(skipped, visual),
+        flops_fraction=_left(saved, total),
+        seconds_fraction=_left(sum(s.seconds_saved for s in branches.values()), seconds),
         bytes_held=bytes_held(trajectory),
         planned_bytes=variant.plan.memory.cache_bytes if variant.plan else 0,
         forced=sum(s.forced for s in branches.values()),
@@ -78,6 +83,10 @@ def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
         rewrite_seconds=variant.rewrite_seconds,
         note=_note(variant, trajectory, decisions),
     )
+
+
+def _left(saved: float, total: float) -> float:
+    return 1.0 - saved / total if total else 1.0
 
 
 def _note(variant: Variant, trajectory: Trajectory, decisions: Mapping[Hashable, str]) -> str:

@@ -10,7 +10,7 @@ Legal graph in, legal graph out; the recorded program is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,8 +238,8 @@ def _invariant_item(
     label = "_and_".join(_names(captured, guards))
     name = f"invariant_{label}" if label else "constants_once"
     body = emitter.build(items, [*guards, *others], outputs, name)
-    flops = sum(n.meta.get("flops", 0) for n in inside)
-    module = Invariant(body, prefix + name, len(guards), flops=flops)
+    flops, seconds = _cost(inside)
+    module = Invariant(body, prefix + name, len(guards), flops=flops, seconds=seconds)
 
     def write(graph, value):  # type: ignore[no-untyped-def]
         return call_graph(
@@ -248,6 +248,13 @@ def _invariant_item(
 
     uses = frozenset([*guards, *others])
     return Item(-1.0, uses, frozenset(outputs), inside, write), name
+
+
+def _cost(nodes: Iterable[Node]) -> tuple[int, float]:
+    """FLOPs and seconds of recorded operations."""
+    listed = list(nodes)
+    flops = sum(n.meta.get("flops", 0) for n in listed)
+    return flops, float(sum(n.meta.get("seconds", 0.0) for n in listed))
 
 
 def _uses(items: list[Item]) -> set[Key]:
@@ -269,10 +276,10 @@ def _region_item(
     )
     visual = sum(b.flops for b in region.branches if dsl.AUDIO not in b.reads)
     body = emitter.build(items, ordered, ends, name)
+    flops, seconds = _cost(inside)
     module = SkipRegion(
-        body, region.index, rule.reuse, copy,
-        flops=sum(n.meta.get("flops", 0) for n in inside), visual_flops=visual,
-    )  # fmt: skip
+        body, region.index, rule.reuse, copy, flops=flops, visual_flops=visual, seconds=seconds
+    )
     gate = f"gate {region.rule}"
 
     def write(graph, value):  # type: ignore[no-untyped-def]

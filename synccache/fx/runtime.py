@@ -44,6 +44,7 @@ class BranchState:
     decisions: list[str] = field(default_factory=list)
     visual_flops_skipped: int = 0
     flops_saved: int = 0  # in all: skipped regions, and step-invariant values found in place
+    seconds_saved: float = 0.0  # the same, in seconds of the recorded forward
     forced: int = 0  # steps computed only because the branch held nothing yet
     writes: Tensor | None = None  # per token, how strongly audio branches wrote; [batch, tokens]
     layout: Any = None  # the regions that ``held`` belongs to
@@ -166,7 +167,7 @@ class SkipRegion(nn.Module):
 
     def __init__(
         self, body: nn.Module, index: int, predictor: Predictor, copy_start: tuple[bool, ...], *,
-        flops: int, visual_flops: int,
+        flops: int, visual_flops: int, seconds: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.body, self.index, self.predictor = body, index, predictor
@@ -174,7 +175,7 @@ class SkipRegion(nn.Module):
             copy_start  # for each stream: the body writes to the memory it starts from
         )
         self.streams = len(copy_start)
-        self.flops, self.visual_flops = flops, visual_flops
+        self.flops, self.visual_flops, self.seconds = flops, visual_flops, seconds
 
     def forward(self, call: Call, skip: bool, *inputs: Any) -> Any:
         starts, state, step = inputs[: self.streams], call.state, call.trajectory.step
@@ -182,6 +183,7 @@ class SkipRegion(nn.Module):
             call.skipped = True
             state.visual_flops_skipped += self.visual_flops
             state.flops_saved += self.flops
+            state.seconds_saved += self.seconds
             ends = tuple(
                 start + predict(self.predictor, state.held[self.index, i], step)
                 for i, start in enumerate(starts)
@@ -206,9 +208,12 @@ class Invariant(nn.Module):
     tensor objects, unchanged in place (inference tensors count no changes: they are compared).
     """
 
-    def __init__(self, body: nn.Module, name: str, guarded: int, *, flops: int) -> None:
+    def __init__(
+        self, body: nn.Module, name: str, guarded: int, *, flops: int, seconds: float
+    ) -> None:
         super().__init__()
-        self.body, self.name, self.guarded, self.flops = body, name, guarded, flops
+        self.body, self.name, self.guarded = body, name, guarded
+        self.flops, self.seconds = flops, seconds
 
     def forward(self, call: Call, *inputs: Any) -> Any:
         kept = call.trajectory.kept.setdefault(self.name, [])
@@ -216,6 +221,7 @@ class Invariant(nn.Module):
         for entry in kept:
             if entry.fits(keys):
                 call.state.flops_saved += self.flops
+                call.state.seconds_saved += self.seconds
                 return entry.values
         values = self.body(*inputs)
         del kept[: max(0, len(kept) - MAX_GUIDANCE_BRANCHES + 1)]

@@ -6,6 +6,7 @@ Error:   a skipped step adds each segment's last computed residual; audio branch
          not absorb run on every step, on the approximated stream.
 Source:  SyncCache, ECCV 2026, arXiv 2606.30849. Reconstructed where the text is silent: the weights are
          normalised, one warm-up step, and the first guidance branch of a step decides for the others.
+         The threshold is ours: a third of the visual work on the portrait model (docs/benchmarks.md).
 """
 
 from synccache.policies.dsl import (
@@ -30,7 +31,7 @@ from synccache.policies.dsl import (
 
 
 def asymmetric(
-    threshold: float = 0.1,
+    threshold: float = 0.085,
     *,
     inside: float = 2.0,
     warmup: int = 1,
