@@ -16,6 +16,7 @@ from synccache.policies.dsl import (
     Steps,
     blocks,
     branches,
+    mask,
     relative_l1,
     residual,
     segments,
@@ -303,6 +304,15 @@ def test_without_a_mask_the_person_is_where_audio_is_written() -> None:
 
     assert "found from what the audio branches write" in compiled.explain()
     assert "audio_writes_0" in compiled.code
+
+
+def test_a_mask_that_cannot_be_found_is_said_to_be_missing() -> None:
+    moved = relative_l1(residual(blocks[0]), since=LAST_COMPUTED, weight=mask("person", inside=2.0))
+    policy = Policy("blind", (Rule(branches - blocks[0], moved < 0.1),))
+    compiled = synccache.compile(talking(), policy, conditions={"text": ["audio"]})
+    denoise(compiled)
+
+    assert "person: NONE, all tokens weigh alike" in compiled.explain()
 
 
 @pytest.mark.parametrize("budget", ["24 gigs", -1, "1KBB", "", 0])

@@ -247,7 +247,15 @@ def explanation(variant: Variant, request: Any) -> str:
         lines.append(f"            {len(found.skip)} branches in "
                      f"{sum(r.rule == i for r in variant.layout.regions)} regions, {found.rule.reuse!r}")  # fmt: skip
     for name in sorted(_mask_names(variant)):
-        found_by = "given" if name in variant.masks else "found from what the audio branches write"
+        watched = any(isinstance(m, AudioWrites) for m in variant.emitted.module.children())
+        found_by = (
+            "given"
+            if name in variant.masks
+            else "found from what the audio branches write"
+            if watched
+            else f"NONE, all tokens weigh alike: no audio branch runs where its write can be seen; "
+            f"pass masks={{{name!r}: ...}}"
+        )
         lines.append(f"mask        {name}: {found_by}")
     if not variant.matches:
         lines.append("skipped     nothing: the policy has no rules; only exact savings apply")
