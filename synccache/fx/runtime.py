@@ -16,21 +16,11 @@ from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
 from synccache.fx.drift import DriftMeter
+from synccache.fx.held import Held
+from synccache.planner.storage import AS_COMPUTED, Place, Storage
 from synccache.policies.dsl import FIRST_BRANCH, HoldResidual, Leader, LinearResidual, Predictor
 
 MAX_GUIDANCE_BRANCHES = 8  # calls at one timestep; more means that trajectories are not told apart
-
-
-@dataclass(slots=True)
-class Held:
-    """Residuals of one run of one region: newest last, with the step each was computed on."""
-
-    steps: list[int] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
-
-    def push(self, step: int, tensor: Tensor, keep: int) -> None:
-        self.steps = [*self.steps, step][-keep:]
-        self.tensors = [*self.tensors, tensor][-keep:]
 
 
 @dataclass(slots=True)
@@ -150,10 +140,11 @@ _HISTORY: dict[type, int] = {HoldResidual: 1, LinearResidual: 2}
 
 def predict(predictor: Predictor, held: Held, step: int) -> Tensor:
     """The residual that a skipped step adds."""
-    newest = held.tensors[-1]
-    if isinstance(predictor, HoldResidual) or len(held.tensors) < 2:
+    tensors = held.tensors()
+    newest = tensors[-1]
+    if isinstance(predictor, HoldResidual) or len(tensors) < 2:
         return newest
-    older = held.tensors[-2]
+    older = tensors[-2]
     ratio = (step - held.steps[-1]) / (held.steps[-1] - held.steps[-2])
     return newest + (newest - older) * ratio
 
@@ -167,10 +158,10 @@ class SkipRegion(nn.Module):
 
     def __init__(
         self, body: nn.Module, index: int, predictor: Predictor, copy_start: tuple[bool, ...], *,
-        flops: int, visual_flops: int, seconds: float,
+        flops: int, visual_flops: int, seconds: float, storage: Storage = AS_COMPUTED,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.body, self.index, self.predictor = body, index, predictor
+        self.body, self.index, self.predictor, self.storage = body, index, predictor, storage
         self.copy_start = (
             copy_start  # for each stream: the body writes to the memory it starts from
         )
@@ -193,11 +184,9 @@ class SkipRegion(nn.Module):
         out = self.body(*inputs)
         keep = history(self.predictor)
         for i, (start, end) in enumerate(zip(starts, (out,) if self.streams == 1 else out)):
-            held = state.held.setdefault((self.index, i), Held())
-            if len(held.tensors) == keep:
-                held.tensors.pop(0)  # free before the new one is made
-                held.steps.pop(0)
-            held.push(step, (end - start).detach(), keep)
+            held = state.held.setdefault((self.index, i), Held(self.storage))
+            held.make_room(keep)  # free before the new one is made
+            held.push(step, end - start, keep)
         return out
 
 
@@ -255,7 +244,7 @@ class AudioWrites(nn.Module):
 
 
 def bytes_held(trajectory: Trajectory) -> int:
-    """Bytes of everything a trajectory keeps between calls; memory shared by views counts once."""
+    """Bytes of everything a trajectory keeps on its device; memory shared by views counts once."""
     seen: dict[int, int] = {}
 
     def add(value: Any) -> None:
@@ -268,7 +257,8 @@ def bytes_held(trajectory: Trajectory) -> int:
 
     for state in trajectory.branches.values():
         for held in state.held.values():
-            add(held.tensors)
+            if held.storage.place is Place.DEVICE:
+                add(list(held.parts()))
         add(list(state.references.values()))
         add(state.writes)
     for entries in trajectory.kept.values():
@@ -276,3 +266,9 @@ def bytes_held(trajectory: Trajectory) -> int:
             add(entry.values)
             add([c for c in entry.copies if c is not None])
     return sum(seen.values())
+
+
+def host_bytes_held(trajectory: Trajectory) -> int:
+    """Bytes that a plan keeps in main memory for a trajectory, beside its device."""
+    held = [h for state in trajectory.branches.values() for h in state.held.values()]
+    return sum(h.bytes_at(Place.HOST) for h in held)

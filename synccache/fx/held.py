@@ -1,0 +1,176 @@
+"""``Held``: the tensors that stand in for a skipped region, newest last, stored as the plan says.
+
+What goes in comes back in the dtype it was computed in, on the device it was computed on; in
+between it may be bfloat16 or float8, and may lie in main memory. Bytes are those of
+``synccache.planner.storage.stored_bytes``, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from synccache.errors import StateError
+from synccache.planner.storage import AS_COMPUTED, Form, Place, Storage, stored_bytes
+
+FLOAT8_MAX = 448.0  # the largest finite number of e4m3
+_CHUNK = 1 << 22  # numbers converted at once: 16 MB of float32 beside the tensor, whatever its size
+
+
+@dataclass(slots=True)
+class _Stored:
+    """One tensor in its stored form, and what is needed to make it again."""
+
+    data: Tensor
+    scale: Tensor | None
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    ready: tuple[Tensor, ...] = ()  # copies on the device that a prefetch has begun
+    event: torch.cuda.Event | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.data,) if self.scale is None else (self.data, self.scale)
+
+
+@dataclass(slots=True)
+class Held:
+    """Tensors of one run of one region: newest last, with the step each was computed on."""
+
+    storage: Storage = AS_COMPUTED
+    steps: list[int] = field(default_factory=list)
+    _stored: list[_Stored] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def make_room(self, keep: int) -> None:
+        """Drops the oldest, so that one more makes at most ``keep``: frees before the next is made."""
+        surplus = max(0, len(self._stored) - (keep - 1))
+        del self._stored[:surplus], self.steps[:surplus]
+
+    def push(self, step: int, tensor: Tensor, keep: int) -> None:
+        """Stores a tensor that nobody else writes to; of all, the newest ``keep`` remain."""
+        self.make_room(keep)
+        self.steps.append(step)
+        self._stored.append(_store(tensor.detach(), self.storage))
+
+    def tensors(self) -> list[Tensor]:
+        """Oldest first, in the compute dtype, on the device they came from. Not to be written to."""
+        return [_restore(stored) for stored in self._stored]
+
+    def prefetch(self) -> None:
+        """Begins to copy what lies in main memory back to its device, beside what is computed now.
+
+        Until ``tensors`` is called the copies take device memory. Does nothing where the device is no
+        CUDA device, or nothing lies elsewhere.
+        """
+        for stored in self._stored:
+            if stored.device.type != "cuda" or stored.data.device == stored.device or stored.ready:
+                continue
+            beside = _side_stream(stored.device)
+            with torch.cuda.stream(beside):
+                stored.ready = tuple(p.to(stored.device, non_blocking=True) for p in stored.parts)
+                stored.event = beside.record_event()
+
+    def parts(self) -> Iterator[Tensor]:
+        """Every tensor that takes memory, in its stored form."""
+        for stored in self._stored:
+            yield from stored.parts
+
+    def bytes_at(self, place: Place) -> int:
+        """Bytes kept on the device or in main memory."""
+        if self.storage.place is not place:
+            return 0
+        return sum(part.untyped_storage().nbytes() for part in self.parts())
+
+
+def tensor_bytes(shape: tuple[int, ...], dtype: torch.dtype, form: Form) -> int:
+    """Bytes of one held tensor of this shape, kept in ``form``; as a plan counts them."""
+    elements = 1
+    for size in shape:
+        elements *= size
+    vectors = elements // shape[-1] if shape and shape[-1] else 1
+    return stored_bytes(form, elements=elements, vectors=vectors, itemsize=dtype.itemsize)
+
+
+@lru_cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that copies run on beside the forward: one for each device."""
+    return torch.cuda.Stream(device)
+
+
+def _store(tensor: Tensor, storage: Storage) -> _Stored:
+    if storage.form is not Form.AS_COMPUTED and not tensor.is_floating_point():
+        raise StateError(
+            f"a tensor of {str(tensor.dtype).removeprefix('torch.')} cannot be kept as "
+            f"{storage.form.value}.",
+            hint="Leave its region as computed.",
+        )
+    data, scale = tensor, None
+    if storage.form is Form.BFLOAT16:
+        data = tensor.to(torch.bfloat16)
+    elif storage.form in (Form.FLOAT8, Form.FLOAT8_TENSOR):
+        data, scale = _to_float8(tensor, by_token=storage.form is Form.FLOAT8)
+    if data.untyped_storage().nbytes() != data.numel() * data.itemsize:
+        data = data.clone(memory_format=torch.contiguous_format)  # a view would keep all it views
+    if storage.place is Place.HOST:
+        data, scale = _to_host(data), None if scale is None else _to_host(scale)
+    return _Stored(data, scale, tensor.shape, tensor.dtype, tensor.device)
+
+
+def _restore(stored: _Stored) -> Tensor:
+    parts = stored.ready
+    if parts and stored.event is not None:
+        now = torch.cuda.current_stream(stored.device)
+        now.wait_event(stored.event)
+        for part in parts:
+            part.record_stream(now)
+        stored.ready, stored.event = (), None
+    parts = parts or tuple(p.to(stored.device, non_blocking=True) for p in stored.parts)
+    if len(parts) == 1:
+        return parts[0].to(stored.dtype)
+    return _from_float8(parts[0], parts[1], stored.dtype).view(stored.shape)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy in main memory; page-locked, and made without waiting, where that helps.
+
+    It is read only by copies back, which the device runs after this one.
+    """
+    pinned = tensor.device.type == "cuda"
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
+    return host.copy_(tensor, non_blocking=pinned)
+
+
+def _to_float8(tensor: Tensor, *, by_token: bool) -> tuple[Tensor, Tensor]:
+    """(numbers [vectors, channels], float32 scales [vectors, 1] or [1, 1]): tensor / scale rounded.
+
+    The largest magnitude of a vector (of the tensor) becomes the largest number of e4m3, so nothing
+    overflows; a vector of zeros has scale 1.
+    """
+    rows = tensor.reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
+    size = rows.abs().amax(dim=1, keepdim=True).float()
+    size = size if by_token else size.amax(dim=0, keepdim=True)
+    scale = torch.where(size > 0, size / FLOAT8_MAX, torch.ones_like(size))
+    data = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device=tensor.device)
+    for part in _chunks(rows):
+        data[part] = (rows[part].float() / (scale[part] if by_token else scale)).to(data.dtype)
+    return data, scale
+
+
+def _from_float8(data: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    out = torch.empty(data.shape, dtype=dtype, device=data.device)
+    for part in _chunks(data):
+        out[part] = data[part].float() * (scale[part] if len(scale) == len(data) else scale)
+    return out
+
+
+def _chunks(rows: Tensor) -> list[slice]:
+    count = max(1, _CHUNK // max(1, rows.shape[1]))
+    return [slice(first, first + count) for first in range(0, rows.shape[0], count)]
