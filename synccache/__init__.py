@@ -1,24 +1,33 @@
 """synccache: caching policies for diffusion transformers, compiled into the model.
 
 compiled = synccache.compile(model, policy="asymmetric", mem_budget="24GB")
+
+Names are imported when they are first asked for (PEP 562): planning and writing policies need no
+torch, and ``import synccache.planner`` loads none.
 """
 
-from synccache import policies as policies
-from synccache.calibrate import calibrate as calibrate
-from synccache.compiler import compile as compile
-from synccache.errors import (
-    CaptureError,
-    MatchError,
-    PlanError,
-    PolicyError,
-    StateError,
-    SynccacheError,
-    VerifyError,
-)
-from synccache.fx.cached_model import CachedModel
-from synccache.planner import Plan
-from synccache.planner.calibration import Calibration
-from synccache.policies.dsl import Policy, Rule
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from synccache import policies as policies
+    from synccache.calibrate import calibrate as calibrate
+    from synccache.compiler import compile as compile
+    from synccache.errors import (
+        CaptureError,
+        MatchError,
+        PlanError,
+        PolicyError,
+        StateError,
+        SynccacheError,
+        VerifyError,
+    )
+    from synccache.fx.cached_model import CachedModel
+    from synccache.planner import Plan
+    from synccache.planner.calibration import Calibration
+    from synccache.policies.dsl import Policy, Rule
 
 __all__ = [
     "CachedModel",
@@ -37,3 +46,43 @@ __all__ = [
     "compile",
     "policies",
 ]
+
+_HOME = {
+    "CachedModel": "synccache.fx.cached_model",
+    "Calibration": "synccache.planner.calibration",
+    "Plan": "synccache.planner",
+    "Policy": "synccache.policies.dsl",
+    "Rule": "synccache.policies.dsl",
+    "calibrate": "synccache.calibrate",
+    "compile": "synccache.compiler",
+}
+"""Where a public name is defined; errors are in synccache.errors, the rest are sub-modules."""
+
+
+class _Door(ModuleType):
+    """The package itself: importing the sub-module ``calibrate`` must not hide the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and value.__name__ == _HOME.get(name):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.endswith("Error"):
+        value = getattr(import_module("synccache.errors"), name)
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        value = import_module(f"{__name__}.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
