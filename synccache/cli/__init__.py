@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from synccache.cli.refusals import one_line_errors
 from synccache.errors import SynccacheError
-from synccache.portrait.config import PortraitError
 from synccache.portrait.load import WEIGHTS
 
 __all__ = ["app", "main"]
@@ -58,7 +56,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Only a JSON report on stdout.")] = False,
 ) -> None:
     """A talking portrait from speech, once as is and once compiled, side by side, with figures."""
-    with _one_line_errors():
+    with one_line_errors():
         _require_video_libraries()
         from synccache.demo import Settings, run  # needs the extra: see above
 
@@ -75,17 +73,6 @@ def demo(
             seed=seed,
         )
         run(settings, out, as_json=json, weights=weights or WEIGHTS)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Refusals become one line on stderr and exit code 1; our own bugs keep their traceback."""
-    try:
-        yield
-    except (SynccacheError, PortraitError, OSError) as error:
-        line = " ".join(str(error).split())
-        typer.echo(f"{type(error).__name__}: {line}", err=True)
-        raise typer.Exit(1) from error
 
 
 def _require_video_libraries() -> None:
