@@ -39,7 +39,7 @@ from synccache.portrait.held_out import HeldOutClip
 
 DEFAULT = (
     "asymmetric()",
-    "asymmetric(reuse=LinearResidual())",
+    "asymmetric(reuse=Linear())",
     "first_block_cache(threshold=0.15)",
 )
 MEANS = ("executed", "flops", "seconds", "psnr", "person", "mouth", "mouth_error", "trace")

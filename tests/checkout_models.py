@@ -143,7 +143,9 @@ def _hunyuan_avatar(checkout: Path) -> _Built:
         "flash_attn.flash_attn_interface", flash_attn_varlen_func=packed_attention
     )
     _doors(checkout, "hymm_sp", "hymm_sp.modules")
-    with mock.patch.dict(os.environ, {"DISABLE_SP": "1"}):  # one device: as its own single-GPU script
+    with mock.patch.dict(
+        os.environ, {"DISABLE_SP": "1"}
+    ):  # one device: as its own single-GPU script
         module = importlib.import_module("hymm_sp.modules.models_audio")
     on_cpu = SimpleNamespace(
         **{**vars(torch), "zeros": lambda *a, device, **k: torch.zeros(*a, **k)}

@@ -50,12 +50,29 @@ conditions: st.SearchStrategy[dsl.Condition] = st.recursive(
     ),
     max_leaves=4,
 )
-rules = st.builds(
-    dsl.Rule,
-    selectors | st.builds(dsl.Segments, selectors),
-    conditions,
-    st.sampled_from([dsl.HoldResidual(), dsl.LinearResidual()]),
+ORDERS = st.integers(0, 4)
+by_steps: st.SearchStrategy[dsl.Predictor] = st.one_of(
+    st.just(dsl.Hold()),
+    st.just(dsl.Linear()),
+    st.builds(dsl.Taylor, ORDERS, st.integers(0, 5)),
+    st.builds(dsl.Newton, ORDERS),
+    st.builds(dsl.Hermite, ORDERS, st.floats(0.1, 1.5), st.integers(0, 5)),
 )
+predictors: st.SearchStrategy[dsl.Predictor] = st.one_of(
+    by_steps,
+    st.just(dsl.Foca()),
+    st.builds(dsl.Fixed, st.floats(-2, 2).map(lambda w: (-w, 1 + w))),
+    st.builds(dsl.TwoAnchor, st.floats(0, 1), st.floats(1, 2)),
+    st.builds(dsl.Split, by_steps, by_steps, st.floats(0, 1), st.sampled_from(dsl.Transform)),
+)
+skips = st.one_of(
+    selectors,
+    st.builds(dsl.Segments, selectors),
+    st.builds(dsl.Values, selectors | st.just(dsl.network)),
+    st.builds(dsl.Modules, selectors, st.booleans()),
+    st.just(dsl.network),
+)
+rules = st.builds(dsl.Rule, skips, conditions, predictors)
 policies = st.builds(
     dsl.Policy, NAMES, st.lists(rules, max_size=3).map(tuple), st.sampled_from(dsl.Leader)
 )

@@ -153,7 +153,7 @@ class _Call:
     def _predicted(self, run: Run) -> Tensor:
         anchors = self.state(run.rule).anchors
         newest, held = anchors[-1]
-        linear = isinstance(self.run.policy.rules[run.rule].reuse, dsl.LinearResidual)
+        linear = isinstance(self.run.policy.rules[run.rule].reuse, dsl.Linear)
         if not linear or len(anchors) < 2:
             return held[run]
         older, before = anchors[-2]

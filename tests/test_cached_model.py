@@ -9,8 +9,8 @@ from synccache import policies
 from synccache.errors import MatchError, PlanError, PolicyError, StateError
 from synccache.policies.dsl import (
     LAST_COMPUTED,
-    HoldResidual,
-    LinearResidual,
+    Hold,
+    Linear,
     Policy,
     Rule,
     Steps,
@@ -24,7 +24,7 @@ from synccache.policies.dsl import (
     steps_left,
 )
 
-ALTERNATE = Policy("alternate", (Rule(blocks[1:], Steps("CSCSCSCS"), HoldResidual()),))
+ALTERNATE = Policy("alternate", (Rule(blocks[1:], Steps("CSCSCSCS"), Hold()),))
 
 
 def test_compile_returns_before_anything_is_recorded() -> None:
@@ -92,7 +92,7 @@ def test_a_skipped_step_adds_the_held_residual() -> None:
 
 
 def test_linear_prediction_continues_the_line_through_two_computed_steps() -> None:
-    policy = Policy("line", (Rule(blocks[1:], Steps("CCS"), LinearResidual()),))
+    policy = Policy("line", (Rule(blocks[1:], Steps("CCS"), Linear()),))
     model = talking()
     compiled = synccache.compile(model, policy)
     latents, audio = normal(1, 1, TOKENS, 4), voices()[0]

@@ -25,8 +25,8 @@ from synccache.policies.dsl import (
     LAST_COMPUTED,
     PREVIOUS,
     Condition,
-    HoldResidual,
-    LinearResidual,
+    Hold,
+    Linear,
     Policy,
     Probe,
     Rule,
@@ -103,7 +103,7 @@ def measuring_policies(draw: st.DrawFn) -> Policy:
     rule = Rule(
         draw(st.sampled_from(SKIPS)),
         draw(conditions()),
-        draw(st.sampled_from([HoldResidual(), LinearResidual()])),
+        draw(st.sampled_from([Hold(), Linear()])),
     )
     return Policy("random", (rule,), draw(st.sampled_from([FIRST_BRANCH, EACH_BRANCH])))
 
@@ -253,7 +253,7 @@ HARD = {
 @pytest.mark.parametrize(("spec", "skip"), HARD.values(), ids=HARD)
 def test_hard_cases_agree_with_the_reference_interpreter(spec: Spec, skip: Selector) -> None:
     case = build(spec)
-    policy = policies.step_mask("CSSCS", skip=skip, reuse=LinearResidual())
+    policy = policies.step_mask("CSSCS", skip=skip, reuse=Linear())
     reference, compiled = Interpreter(case.model, policy), synccache.compile(case.model, policy)
     expected, found = outputs(reference, case, STEPS), outputs(compiled, case, STEPS)
 

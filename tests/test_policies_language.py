@@ -17,9 +17,9 @@ from synccache.policies.dsl import (
     Accumulated,
     Blocks,
     Counter,
-    HoldResidual,
+    Hold,
     Kind,
-    LinearResidual,
+    Linear,
     OfKind,
     Policy,
     Polynomial,
@@ -104,8 +104,8 @@ def test_an_infinite_limit_is_allowed() -> None:
 
 
 def test_a_rule_reuses_the_last_residual_unless_told_otherwise() -> None:
-    assert HoldResidual() == Rule(blocks[1:], moved <= 0.1).reuse
-    assert LinearResidual() == Rule(blocks[1:], moved <= 0.1, LinearResidual()).reuse
+    assert Hold() == Rule(blocks[1:], moved <= 0.1).reuse
+    assert Linear() == Rule(blocks[1:], moved <= 0.1, Linear()).reuse
 
 
 def test_with_replaces_fields_of_the_policy() -> None:
@@ -193,11 +193,15 @@ WRONG: list[tuple[str, Callable[[], object], str]] = [
     ("step mask of digits", lambda: Steps("1010"), "a text of C and S, got '1010'"),
     ("step mask as a list", lambda: Steps(["C", "S"]), "a text of C and S"),
     # rules and policies
-    ("rule skips a number", lambda: Rule(1, moved <= 1), "must be a selector or segments, got 1"),
+    (
+        "rule skips a number",
+        lambda: Rule(1, moved <= 1),
+        "must be a selector or segments or values or modules or network, got 1",
+    ),
     ("rule skips blocks", lambda: Rule(blocks, moved <= 1), r"Select branches, e.g. blocks\[1:\]"),
     ("rule when a signal", lambda: Rule(branches, moved), "Compare a signal with a number"),
     ("rule when a number", lambda: Rule(branches, 0.05), "must be a condition, got 0.05"),
-    ("rule reuses a class", lambda: Rule(branches, step > 1, HoldResidual), "got <class"),
+    ("rule reuses a class", lambda: Rule(branches, step > 1, Hold), "got <class"),
     ("policy without a name", lambda: Policy(""), "name must be a text"),
     ("rules as a list", lambda: Policy("p", [Rule(branches, step > 1)]), "must be a tuple"),
     ("one bare rule", lambda: Policy("p", Rule(branches, step > 1)), "with a comma"),

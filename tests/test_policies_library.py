@@ -15,7 +15,7 @@ from synccache.errors import PolicyError
 from synccache.policies import by_name, dsl, from_json, to_json
 from synccache.policies.dsl import (
     FIRST_BRANCH,
-    LinearResidual,
+    Linear,
     Policy,
     Steps,
     blocks,
@@ -73,12 +73,12 @@ def test_first_block_cache_computes_on_a_change_greater_than_the_threshold() -> 
 
 
 def test_asymmetric_leaves_audio_live_and_lets_the_first_branch_lead() -> None:
-    policy = synccache.policies.asymmetric(0.3, inside=4.0, max_skips=3, reuse=LinearResidual())
+    policy = synccache.policies.asymmetric(0.3, inside=4.0, max_skips=3, reuse=Linear())
     (rule,) = policy.rules
 
     assert FIRST_BRANCH is policy.leader
     assert dsl.segments(dsl.branches.after(blocks[0]) - dsl.branches.reading("audio")) == rule.skip
-    assert LinearResidual() == rule.reuse
+    assert Linear() == rule.reuse
     outer = measured_signals(rule.when)[0]
     assert outer.of.weight.inside == 4.0
 
@@ -112,7 +112,16 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, says: str) -
 
 
 def test_the_library_is_what_the_folder_holds() -> None:
-    words = {"__init__", "checks", "conditions", "dsl", "selectors", "serialise", "signals"}
+    words = {
+        "__init__",
+        "checks",
+        "conditions",
+        "dsl",
+        "predictors",
+        "selectors",
+        "serialise",
+        "signals",
+    }
 
     assert sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in words) == METHODS
     for method in METHODS:
@@ -168,7 +177,7 @@ WRONG = [
         "must be a number, got '0.05'",
     ),
     (
-        broken(lambda d: d["rules"][0].update(reuse="HoldResidual")),
+        broken(lambda d: d["rules"][0].update(reuse="Hold")),
         r"policy.rules\[0\]: what Rule\(reuse=...\) takes must be",
     ),
 ]

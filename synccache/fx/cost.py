@@ -12,10 +12,9 @@ from synccache.fx.capture import Captured
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
-from synccache.fx.runtime import history
 from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_table
 from synccache.policies import dsl
-from synccache.policies.dsl import AUDIO, FIRST_BRANCH, HoldResidual, Leader
+from synccache.policies.dsl import AUDIO, FIRST_BRANCH, Hold, Leader
 
 
 def weights_bytes(model: nn.Module) -> int:
@@ -107,7 +106,7 @@ def chain_problem(
     regions = layout.regions
     lives = [_lives_between(program, a, b, layout) for a, b in zip(regions, regions[1:])]
     fixed, shared = probe_bytes(matches, leader)
-    predictors = {type(m.rule.reuse) for m in matches} or {HoldResidual}
+    predictors = {type(m.rule.reuse) for m in matches} or {Hold}
 
     def merged(first: int, end: int) -> int:
         if all(lives[i] for i in range(first, end - 1)):
@@ -133,7 +132,7 @@ def chain_problem(
         guidance_branches=guidance_branches,
         dtype=str(regions[0].runs[0].before.meta["dtype"]).removeprefix("torch.") if regions else "none",
         predictor=", ".join(sorted(p.__name__ for p in predictors)),
-        tensors_per_segment=max((history(m.rule.reuse) for m in matches), default=1),
+        tensors_per_segment=max((m.rule.reuse.history for m in matches), default=1),
         fixed_bytes_per_branch=invariant_bytes(program.captured, hoisted) + fixed,
         shared_bytes=shared + masks,
         drift=drift,

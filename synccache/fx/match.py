@@ -87,9 +87,13 @@ def match(policy: Policy, program: ResidualProgram, model_name: str) -> tuple[Ru
 
 
 def _match_rule(rule: Rule, number: int, program: ResidualProgram, where: str) -> RuleMatch:
-    selector = rule.skip.of if isinstance(rule.skip, dsl.Segments) else rule.skip
+    selector = dsl.selector_of(rule.skip)
     skip = select(selector, program)
     where = f"{where}, rule {number + 1}"
+    if isinstance(rule.skip, (dsl.Values, dsl.Modules, dsl.Network)):
+        raise MatchError(f"{rule.skip!r} is not compiled yet.", where=where)
+    if isinstance(rule.reuse, dsl.Foca):
+        raise MatchError(f"{rule.reuse!r} is not compiled yet.", where=where)
     if not skip:
         raise MatchError(
             f"{selector!r} selects 0 of {len(program.branches)} branches in {program.blocks} blocks.",

@@ -17,8 +17,9 @@ from torch.utils.weak import TensorWeakRef
 from synccache.errors import StateError
 from synccache.fx.drift import DriftMeter
 from synccache.fx.held import Held
+from synccache.fx.predict import predict
 from synccache.planner.storage import AS_COMPUTED, Place, Storage
-from synccache.policies.dsl import FIRST_BRANCH, HoldResidual, Leader, LinearResidual, Predictor
+from synccache.policies.dsl import FIRST_BRANCH, Leader, Predictor
 
 MAX_GUIDANCE_BRANCHES = 8  # calls at one timestep; more means that trajectories are not told apart
 
@@ -130,25 +131,6 @@ class Call:
         return self.leader is not FIRST_BRANCH or self.trajectory.leader == self.key
 
 
-def history(predictor: Predictor) -> int:
-    """How many residuals a predictor needs to hold."""
-    return _HISTORY[type(predictor)]
-
-
-_HISTORY: dict[type, int] = {HoldResidual: 1, LinearResidual: 2}
-
-
-def predict(predictor: Predictor, held: Held, step: int) -> Tensor:
-    """The residual that a skipped step adds."""
-    tensors = held.tensors()
-    newest = tensors[-1]
-    if isinstance(predictor, HoldResidual) or len(tensors) < 2:
-        return newest
-    older = tensors[-2]
-    ratio = (step - held.steps[-1]) / (held.steps[-1] - held.steps[-2])
-    return newest + (newest - older) * ratio
-
-
 class SkipRegion(nn.Module):
     """Computes a region and refreshes what is held of it, or adds what is held.
 
@@ -176,18 +158,24 @@ class SkipRegion(nn.Module):
             state.flops_saved += self.flops
             state.seconds_saved += self.seconds
             ends = tuple(
-                start + predict(self.predictor, state.held[self.index, i], step)
+                start + self._predicted(state.held[self.index, i], step)
                 for i, start in enumerate(starts)
             )
             return ends[0] if self.streams == 1 else ends
         starts = tuple(s.clone() if copy else s for s, copy in zip(starts, self.copy_start))
         out = self.body(*inputs)
-        keep = history(self.predictor)
+        keep = self.predictor.history
         for i, (start, end) in enumerate(zip(starts, (out,) if self.streams == 1 else out)):
             held = state.held.setdefault((self.index, i), Held(self.storage))
             held.make_room(keep)  # free before the new one is made
             held.push(step, end - start, keep)
         return out
+
+    def _predicted(self, held: Held, step: int) -> Tensor:
+        found = predict(self.predictor, held.steps, held.tensors(), step)
+        if self.predictor.recent:
+            held.push(step, found, self.predictor.history)
+        return found
 
 
 class Invariant(nn.Module):

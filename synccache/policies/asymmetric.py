@@ -13,7 +13,7 @@ from synccache.policies.dsl import (
     AUDIO,
     FIRST_BRANCH,
     PREVIOUS,
-    HoldResidual,
+    Hold,
     Policy,
     Predictor,
     Rule,
@@ -36,7 +36,7 @@ def asymmetric(
     inside: float = 2.0,
     warmup: int = 1,
     max_skips: float = inf,
-    reuse: Predictor = HoldResidual(),  # noqa: B008 - frozen
+    reuse: Predictor = Hold(),  # noqa: B008 - frozen
 ) -> Policy:
     moved = relative_l1(output(blocks[0]), since=PREVIOUS, weight=mask("person", inside=inside))
     pictures = segments(branches.after(blocks[0]) - branches.reading(AUDIO))

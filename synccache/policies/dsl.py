@@ -4,13 +4,15 @@ A policy is a tuple of rules. A rule skips the residual branches that its select
 step on which its condition holds, and replaces them by what its predictor makes of earlier steps.
 
     moved = relative_l1(residual(blocks[0]), since=LAST_COMPUTED)
-    Policy("mine", (Rule(skip=blocks[1:], when=(moved <= 0.05) & (step >= 2), reuse=HoldResidual()),))
+    Policy("mine", (Rule(skip=blocks[1:], when=(moved <= 0.05) & (step >= 2), reuse=Hold()),))
 
-Three kinds of words:
+Four kinds of words:
 
 - *selectors* (selectors.py) name branches: ``blocks[1:]``, ``branches.reading(AUDIO)``,
   ``branches.attention``, ``branches.after(blocks[0])``, joined with ``|``, ``&`` and ``-``.
-  ``segments(...)`` hands the choice of how many separate residuals to hold to the planner;
+  ``segments(...)`` hands the choice of how many separate residuals to hold to the planner,
+  ``values(...)`` and ``modules(...)`` say what is held instead, ``network`` is the whole forward;
+- *predictors* (predictors.py) say what a skipped step uses: ``Hold()``, ``Taylor(order=2)``;
 - *signals* (signals.py) are numbers known once a step: ``relative_l1(probe, since=...)``,
   ``accumulated(...)``, and the counters ``step``, ``skips``, ``progress``, ``noise``;
 - *conditions* (conditions.py) compare signals with numbers and are joined with ``&``, ``|``, ``~``.
@@ -31,6 +33,21 @@ from typing import Any
 from synccache.errors import PolicyError
 from synccache.policies.checks import expect
 from synccache.policies.conditions import And, Compare, Condition, Not, Or, Signal, Steps
+from synccache.policies.predictors import (
+    GRID_DCT,
+    TOKEN_FFT,
+    Fixed,
+    Foca,
+    Hermite,
+    Hold,
+    Linear,
+    Newton,
+    Predictor,
+    Split,
+    Taylor,
+    Transform,
+    TwoAnchor,
+)
 from synccache.policies.selectors import (
     ADD,
     ATTENTION,
@@ -47,14 +64,22 @@ from synccache.policies.selectors import (
     Both,
     Either,
     Kind,
+    Modules,
+    Network,
     OfKind,
     Reading,
     Segments,
     Selector,
+    Skip,
+    Values,
     Without,
     blocks,
     branches,
+    modules,
+    network,
     segments,
+    selector_of,
+    values,
 )
 from synccache.policies.signals import (
     COUNTERS,
@@ -89,14 +114,17 @@ __all__ = [
     "COUNTERS",
     "EACH_BRANCH",
     "FIRST_BRANCH",
+    "GRID_DCT",
     "LAST_COMPUTED",
     "MASK",
     "MLP",
     "PREVIOUS",
     "REFERENCE",
+    "SKIPS",
     "TAGS",
     "TEXT",
     "TIMESTEP",
+    "TOKEN_FFT",
     "Accumulated",
     "After",
     "AllBranches",
@@ -107,11 +135,17 @@ __all__ = [
     "Condition",
     "Counter",
     "Either",
-    "HoldResidual",
+    "Fixed",
+    "Foca",
+    "Hermite",
+    "Hold",
     "Kind",
     "Leader",
-    "LinearResidual",
+    "Linear",
     "MaskWeight",
+    "Modules",
+    "Network",
+    "Newton",
     "Not",
     "OfKind",
     "Or",
@@ -128,7 +162,13 @@ __all__ = [
     "Selector",
     "Signal",
     "Since",
+    "Skip",
+    "Split",
     "Steps",
+    "Taylor",
+    "Transform",
+    "TwoAnchor",
+    "Values",
     "Without",
     "accumulated",
     "blocks",
@@ -136,15 +176,19 @@ __all__ = [
     "inf",
     "mask",
     "measured_signals",
+    "modules",
+    "network",
     "noise",
     "output",
     "progress",
     "relative_l1",
     "residual",
     "segments",
+    "selector_of",
     "skips",
     "step",
     "steps_left",
+    "values",
 ]
 
 
@@ -162,36 +206,22 @@ FIRST_BRANCH = Leader.FIRST_BRANCH
 EACH_BRANCH = Leader.EACH_BRANCH
 
 
-@dataclass(frozen=True, slots=True)
-class HoldResidual:
-    """A skipped run adds the residual of the last computed step. Holds 1 tensor a run."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinearResidual:
-    """The residual on the line through the last two computed steps, by true step distance.
-
-    ``r_a + (r_a - r_b) * (t - a) / (a - b)``; with one computed step so far, ``r_a``.
-    Holds 2 tensors a run.
-    """
-
-
-Predictor = HoldResidual | LinearResidual
+SKIPS = (Selector, Segments, Values, Modules, Network)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Skip these branches on the steps where ``when`` holds, and put ``reuse`` in their place."""
 
-    skip: Selector | Segments
+    skip: Skip
     when: Condition
-    reuse: Predictor = field(default_factory=HoldResidual)
+    reuse: Predictor = field(default_factory=Hold)
 
     def __post_init__(self) -> None:
         select = "Select branches, e.g. blocks[1:]."
-        expect(self.skip, (Selector, Segments), "what Rule(skip=...) takes", select)
+        expect(self.skip, SKIPS, "what Rule(skip=...) takes", select)
         expect(self.when, Condition, "what Rule(when=...) takes", "Compare a signal with a number.")
-        expect(self.reuse, (HoldResidual, LinearResidual), "what Rule(reuse=...) takes")
+        expect(self.reuse, Predictor, "what Rule(reuse=...) takes", "E.g. Hold() or Linear().")
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,3 +205,65 @@ class Segments:
 def segments(of: Selector) -> Segments:
     """Branches to skip, as separate residuals whose number the planner chooses under the budget."""
     return Segments(of)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The whole forward, embeddings and head included; written ``network``.
+
+    Held is the model's output minus its sample input, in the latent space: a skipped step returns
+    ``sample + held``. Refused on models whose output has another shape than their sample.
+    """
+
+
+network = Network()
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Runs of ``of`` replaced by the stream's held value after them, not by a residual."""
+
+    of: Selector | Network
+
+    def __post_init__(self) -> None:
+        hint = "Select branches, e.g. blocks[1:], or take network."
+        expect(self.of, (Selector, Network), "what values(...) takes", hint)
+
+
+def values(of: Selector | Network) -> Values:
+    """Branches to skip, each run replaced by the stream's value after it on earlier steps.
+
+    What comes before a run is then not needed for it, and is not computed unless somebody else
+    needs it. ``values(network)`` holds the model's output.
+    """
+    return Values(of)
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """Each branch of ``of`` for itself: held is what it adds, before its gate."""
+
+    of: Selector
+    before_gate: bool = True
+
+    def __post_init__(self) -> None:
+        expect(self.of, Selector, "what modules(...) takes", "Select branches, e.g. blocks[1:].")
+        expect(self.before_gate, bool, "modules(before_gate=...)", "Use True or False.")
+
+
+def modules(of: Selector, *, before_gate: bool = True) -> Modules:
+    """Branches to skip one by one: their norm, attention or MLP is not run, their gate is.
+
+    A branch's gate is the factor of what it adds that depends on the timestep alone.
+    """
+    return Modules(of, before_gate)
+
+
+Skip = Selector | Segments | Values | Modules | Network
+
+
+def selector_of(skip: Skip) -> Selector:
+    """The branches that ``Rule(skip=...)`` names; all of them for the network."""
+    if isinstance(skip, Network):
+        return branches
+    return skip if isinstance(skip, Selector) else selector_of(skip.of)

@@ -29,7 +29,9 @@ TYPES = MappingProxyType(
     }
 )
 # The fields that hold a member of an enumeration are written as its value.
-ENUMS = MappingProxyType({"Since": dsl.Since, "Kind": dsl.Kind, "Leader": dsl.Leader})
+ENUMS = MappingProxyType(
+    {"Since": dsl.Since, "Kind": dsl.Kind, "Leader": dsl.Leader, "Transform": dsl.Transform}
+)
 
 
 def to_json(policy: dsl.Policy) -> str:

@@ -7,7 +7,7 @@ Source:  the built-in schedules of released pipelines and cache-dit's SCM masks,
 """
 
 from synccache.policies.dsl import (
-    HoldResidual,
+    Hold,
     Policy,
     Predictor,
     Rule,
@@ -22,6 +22,6 @@ def step_mask(
     letters: str,
     *,
     skip: Selector | Segments = branches,
-    reuse: Predictor = HoldResidual(),  # noqa: B008 - frozen
+    reuse: Predictor = Hold(),  # noqa: B008 - frozen
 ) -> Policy:
     return Policy("step_mask", (Rule(skip, Steps(letters), reuse),))
