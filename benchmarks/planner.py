@@ -21,9 +21,10 @@ from synccache.planner import (
     plan_chain,
     segment_table,
 )
-from synccache.planner.cp_sat import AS_COMPUTED, Storage, partition_cp_sat
+from synccache.planner.cp_sat import partition_cp_sat
 from synccache.planner.schedule import ScheduleProblem, SteppedRegion, schedule
 from synccache.planner.solver import Solved
+from synccache.planner.storage import AS_COMPUTED, FLOAT8, HOST
 
 
 def chain_problem(gap_count: int, *, sizes: tuple[int, ...], seed: int = 0) -> ChainProblem:
@@ -120,8 +121,8 @@ def main() -> None:
         print(f"{name:45}  {best_milliseconds(run):8.1f} ms")
     storages = (
         AS_COMPUTED,
-        Storage(name="float8", device_share=0.5, drift=0.05),
-        Storage(name="host", device_share=0.0, seconds_per_gb=0.04),
+        FLOAT8,
+        HOST,
     )
     stored = partition_cp_sat(
         chain_problem(60, sizes=(1000, 1300)),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from synccache.errors import StateError
 from synccache.fx.held import Held, tensor_bytes
-from synccache.planner.storage import Form, Place, Storage
+from synccache.planner.storage import BFLOAT16, FLOAT8, Form, Place, Storage
 
 FLOAT8_STEP = 2**-4  # half of the distance of two neighbours of e4m3, relative to the smaller
 SHAPES = st.sampled_from([(2, 3, 4), (1, 7, 8), (5, 16), (3, 1), (2, 2, 2, 6), (9,)])
@@ -33,7 +33,8 @@ def test_held_tensors_take_the_bytes_that_a_plan_counts(
     for step in range(count):
         held.push(step, wide[1], keep)  # a view of something larger
 
-    assert held.bytes_at(place) == min(count, keep) * tensor_bytes(shape, dtype, form)
+    lies_at = Place.HOST if place is Place.HOST else Place.DEVICE
+    assert held.bytes_at(lies_at) == min(count, keep) * tensor_bytes(shape, dtype, form)
     assert held.steps == list(range(count))[-keep:]
     for found in held.tensors():
         assert (found.shape, found.dtype, found.device) == (wide[1].shape, dtype, wide.device)
@@ -96,6 +97,30 @@ def test_a_tensor_converted_in_several_chunks_comes_back_whole() -> None:
     expected = ((rows / scale).to(torch.float8_e4m3fn).float() * scale).to(torch.bfloat16)
 
     assert torch.equal(expected, held.tensors()[0][0])
+
+
+def test_what_lies_on_the_device_in_turns_leaves_it_and_comes_back() -> None:
+    held = Held(Storage(name="x", place=Place.TURNS))
+    expected = drawn((1, 3, 4), torch.float32, 0)
+    held.push(0, expected, 1)
+    seen = []
+    for move in (held.park, held.prefetch, held.park, held.prefetch):
+        move()
+        seen.append((held.bytes_at(Place.DEVICE), held.bytes_at(Place.HOST)))
+
+    assert seen == [(0, 48), (48, 48), (0, 48), (48, 48)]
+    assert torch.equal(expected, held.tensors()[0])
+    held.push(1, 2 * expected, 1)
+    assert (held.bytes_at(Place.DEVICE), held.bytes_at(Place.HOST)) == (48, 0)
+
+
+def test_the_errors_that_the_planner_assumes_of_forms_are_those_of_normal_numbers() -> None:
+    tensor = drawn((1, 2000, 512), torch.float32, 3)
+    for storage in (BFLOAT16, FLOAT8):
+        held = Held(storage)
+        held.push(0, tensor, 1)
+        error = (held.tensors()[0] - tensor).abs().sum() / tensor.abs().sum()
+        assert float(error) == pytest.approx(storage.drift, rel=0.03)
 
 
 def test_room_is_made_before_the_next_tensor_exists() -> None:

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synccache.errors import PlanError
-from synccache.planner.cp_sat import AS_COMPUTED, Storage
 from synccache.planner.schedule import (
     NOT_HELD,
     Schedule,
@@ -16,8 +15,11 @@ from synccache.planner.schedule import (
     schedule,
 )
 from synccache.planner.solver import Proof
+from synccache.planner.storage import AS_COMPUTED, Form, Place, Storage
 
-HALF = Storage(name="float8", device_share=0.5, drift=0.25, seconds_per_gb=2e7)
+HALF = Storage(name="float8", form=Form.FLOAT8, drift=0.25, seconds_per_gb=2e7)
+HOST = Storage(name="host", place=Place.HOST, seconds_per_gb=5e7)
+STORAGES = (AS_COMPUTED, HALF, HOST)
 
 
 def upper_table(steps: int, values: list[float]) -> tuple[tuple[float, ...], ...]:
@@ -41,6 +43,7 @@ def schedule_problems(draw: st.DrawFn) -> ScheduleProblem:
                 seconds=draw(st.sampled_from([0.25, 1.0, 2.0])),
                 held_bytes=draw(st.integers(1, 9)),
                 drift=upper_table(steps, draw(drifts)),
+                bytes_as=((Form.FLOAT8, draw(st.integers(1, 5))),),
             )
             for index in range(draw(st.integers(1, 2)))
         ),
@@ -67,8 +70,8 @@ def legal_rows(problem: ScheduleProblem) -> list[tuple[int, ...]]:
 
 def priced(
     problem: ScheduleProblem, index: int, computed: tuple[int, ...], storage: Storage
-) -> tuple[float, float, int]:
-    """(drift, seconds, device bytes) of one region, straight from the definitions."""
+) -> tuple[float, float, int, int]:
+    """(drift, seconds, device bytes, staged bytes) of one region, straight from the definitions."""
     region = problem.regions[index]
     drift, seconds = 0.0, len(computed) * region.seconds
     for step in range(problem.steps):
@@ -76,8 +79,10 @@ def priced(
             anchor = max(before for before in computed if before < step)
             drift += region.drift[anchor][step] + storage.drift
             seconds += storage.seconds(region.held_bytes)
-    held = storage.device_bytes(region.held_bytes) if len(computed) < problem.steps else 0
-    return drift, seconds, held
+    size = dict(region.bytes_as)[Form.FLOAT8] if storage is HALF else region.held_bytes
+    skips = len(computed) < problem.steps
+    held = size if skips and storage.place is Place.DEVICE else 0
+    return drift, seconds, held, 2 * size if skips and storage is HOST else 0
 
 
 def least_drift_by_trying_all(
@@ -87,7 +92,7 @@ def least_drift_by_trying_all(
         [
             priced(problem, index, row, storage)
             for row in legal_rows(problem)
-            for storage in (AS_COMPUTED, HALF)
+            for storage in STORAGES
         ]
         for index in range(len(problem.regions))
     ]
@@ -97,7 +102,11 @@ def least_drift_by_trying_all(
         for chosen in product(*options)
         if fixed + sum(option[1] for option in chosen)
         <= fraction * problem.full_seconds * (1 + 1e-9)
-        and (max_bytes is None or sum(option[2] for option in chosen) <= max_bytes)
+        and (
+            max_bytes is None
+            or sum(option[2] for option in chosen) + max(option[3] for option in chosen)
+            <= max_bytes
+        )
     ]
     return min(fitting, default=None)
 
@@ -111,7 +120,7 @@ def least_drift_by_trying_all(
 def test_the_schedule_equals_trying_every_schedule(
     problem: ScheduleProblem, fraction: float, max_bytes: int | None
 ) -> None:
-    asked = {"compute_fraction": fraction, "max_bytes": max_bytes, "storages": (AS_COMPUTED, HALF)}
+    asked = {"compute_fraction": fraction, "max_bytes": max_bytes, "storages": STORAGES}
     expected = least_drift_by_trying_all(problem, fraction, max_bytes)
 
     if expected is None:
@@ -131,7 +140,7 @@ def assert_keeps_its_word(problem: ScheduleProblem, found: Schedule) -> None:
     """Every row keeps the rules and has the figures that its computed steps have."""
     for index, row in enumerate(found.rows):
         assert row.computed_steps in legal_rows(problem)
-        figures = (row.drift, row.seconds, row.device_bytes)
+        figures = (row.drift, row.seconds, row.device_bytes, row.staged_bytes)
         assert figures == pytest.approx(priced(problem, index, row.computed_steps, row.storage))
 
 
@@ -185,7 +194,7 @@ def test_seconds_that_storage_loses_count_as_compute() -> None:
         last_steps=0,
         max_gap=7,
     )
-    slow = Storage(name="slow", device_share=0.0, seconds_per_gb=5e7)  # half a second for 10 bytes
+    slow = HOST  # half a second for 10 bytes
 
     found = schedule(problem, compute_fraction=0.75, storages=(slow,))
 

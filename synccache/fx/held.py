@@ -23,19 +23,14 @@ _CHUNK = 1 << 22  # numbers converted at once: 16 MB of float32 beside the tenso
 
 @dataclass(slots=True)
 class _Stored:
-    """One tensor in its stored form, and what is needed to make it again."""
+    """One tensor in its stored form (numbers, and scales of float8), where that lies at present."""
 
-    data: Tensor
-    scale: Tensor | None
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    ready: tuple[Tensor, ...] = ()  # copies on the device that a prefetch has begun
-    event: torch.cuda.Event | None = None
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        return (self.data,) if self.scale is None else (self.data, self.scale)
+    on_device: tuple[Tensor, ...] = ()
+    on_host: tuple[Tensor, ...] = ()
+    event: torch.cuda.Event | None = None  # after it the copies that a prefetch began are there
 
 
 @dataclass(slots=True)
@@ -58,36 +53,54 @@ class Held:
         """Stores a tensor that nobody else writes to; of all, the newest ``keep`` remain."""
         self.make_room(keep)
         self.steps.append(step)
-        self._stored.append(_store(tensor.detach(), self.storage))
+        stored = _Stored(tensor.shape, tensor.dtype, tensor.device)
+        stored.on_device = _formed(tensor.detach(), self.storage.form)
+        self._stored.append(stored)
+        if self.storage.place is Place.HOST:
+            self.park()
 
     def tensors(self) -> list[Tensor]:
         """Oldest first, in the compute dtype, on the device they came from. Not to be written to."""
-        return [_restore(stored) for stored in self._stored]
+        self.prefetch()
+        found = [_restored(stored) for stored in self._stored]
+        if self.storage.place is Place.HOST:
+            self.park()
+        return found
+
+    def park(self) -> None:
+        """Leaves what may lie in main memory there alone, so that its device memory is free."""
+        if self.storage.place is Place.DEVICE:
+            return
+        for stored in self._stored:
+            stored.on_host = stored.on_host or tuple(map(_to_host, stored.on_device))
+            stored.on_device, stored.event = (), None
 
     def prefetch(self) -> None:
-        """Begins to copy what lies in main memory back to its device, beside what is computed now.
+        """Begins to copy what lies in main memory alone back to its device.
 
-        Until ``tensors`` is called the copies take device memory. Does nothing where the device is no
-        CUDA device, or nothing lies elsewhere.
+        On a CUDA device the copies run beside what is computed now; ``tensors`` waits for them.
         """
         for stored in self._stored:
-            if stored.device.type != "cuda" or stored.data.device == stored.device or stored.ready:
+            if stored.on_device:
+                continue
+            if stored.device.type != "cuda":
+                stored.on_device = tuple(p.to(stored.device, copy=True) for p in stored.on_host)
                 continue
             beside = _side_stream(stored.device)
             with torch.cuda.stream(beside):
-                stored.ready = tuple(p.to(stored.device, non_blocking=True) for p in stored.parts)
+                stored.on_device = tuple(
+                    p.to(stored.device, non_blocking=True) for p in stored.on_host
+                )
                 stored.event = beside.record_event()
 
-    def parts(self) -> Iterator[Tensor]:
-        """Every tensor that takes memory, in its stored form."""
+    def parts(self, place: Place) -> Iterator[Tensor]:
+        """Every tensor that is kept on the device, or in main memory, in its stored form."""
         for stored in self._stored:
-            yield from stored.parts
+            yield from stored.on_host if place is Place.HOST else stored.on_device
 
     def bytes_at(self, place: Place) -> int:
         """Bytes kept on the device or in main memory."""
-        if self.storage.place is not place:
-            return 0
-        return sum(part.untyped_storage().nbytes() for part in self.parts())
+        return sum(part.untyped_storage().nbytes() for part in self.parts(place))
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: torch.dtype, form: Form) -> int:
@@ -105,34 +118,30 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _store(tensor: Tensor, storage: Storage) -> _Stored:
-    if storage.form is not Form.AS_COMPUTED and not tensor.is_floating_point():
+def _formed(tensor: Tensor, form: Form) -> tuple[Tensor, ...]:
+    """The tensor in a form; in memory of its own, for a view would keep all that it views."""
+    if form is not Form.AS_COMPUTED and not tensor.is_floating_point():
         raise StateError(
             f"a tensor of {str(tensor.dtype).removeprefix('torch.')} cannot be kept as "
-            f"{storage.form.value}.",
+            f"{form.value}.",
             hint="Leave its region as computed.",
         )
-    data, scale = tensor, None
-    if storage.form is Form.BFLOAT16:
-        data = tensor.to(torch.bfloat16)
-    elif storage.form in (Form.FLOAT8, Form.FLOAT8_TENSOR):
-        data, scale = _to_float8(tensor, by_token=storage.form is Form.FLOAT8)
+    if form in (Form.FLOAT8, Form.FLOAT8_TENSOR):
+        return _to_float8(tensor, by_token=form is Form.FLOAT8)
+    data = tensor.to(torch.bfloat16) if form is Form.BFLOAT16 else tensor
     if data.untyped_storage().nbytes() != data.numel() * data.itemsize:
-        data = data.clone(memory_format=torch.contiguous_format)  # a view would keep all it views
-    if storage.place is Place.HOST:
-        data, scale = _to_host(data), None if scale is None else _to_host(scale)
-    return _Stored(data, scale, tensor.shape, tensor.dtype, tensor.device)
+        data = data.clone(memory_format=torch.contiguous_format)
+    return (data,)
 
 
-def _restore(stored: _Stored) -> Tensor:
-    parts = stored.ready
-    if parts and stored.event is not None:
+def _restored(stored: _Stored) -> Tensor:
+    parts = stored.on_device
+    if stored.event is not None:
         now = torch.cuda.current_stream(stored.device)
         now.wait_event(stored.event)
         for part in parts:
             part.record_stream(now)
-        stored.ready, stored.event = (), None
-    parts = parts or tuple(p.to(stored.device, non_blocking=True) for p in stored.parts)
+        stored.event = None
     if len(parts) == 1:
         return parts[0].to(stored.dtype)
     return _from_float8(parts[0], parts[1], stored.dtype).view(stored.shape)

@@ -106,7 +106,19 @@ class Trajectory:
                 hint="Call compiled.reset() before a new run that starts at the same timestep, or "
                 "wrap each run in `with compiled.trajectory(key):`.",
             )
-        return key, self.branches.setdefault(key, BranchState())
+        state = self.branches.setdefault(key, BranchState())
+        self._take_turn(state)
+        return key, state
+
+    def _take_turn(self, state: BranchState) -> None:
+        """Other guidance branches leave the device where the plan lets only one lie on it."""
+        for other in self.branches.values():
+            if other is not state:
+                for held in other.held.values():
+                    held.park()
+        for held in state.held.values():
+            if held.storage.place is Place.TURNS:
+                held.prefetch()
 
     @property
     def relative_noise(self) -> float:
@@ -157,6 +169,7 @@ class SkipRegion(nn.Module):
             state.visual_flops_skipped += self.visual_flops
             state.flops_saved += self.flops
             state.seconds_saved += self.seconds
+            self._prefetch_next(state)
             ends = tuple(
                 start + self._predicted(state.held[self.index, i], step)
                 for i, start in enumerate(starts)
@@ -176,6 +189,13 @@ class SkipRegion(nn.Module):
         if self.predictor.recent:
             held.push(step, found, self.predictor.history)
         return found
+
+    def _prefetch_next(self, state: BranchState) -> None:
+        """Begins to copy what the next region on the host holds, while this one's is used."""
+        later = (held for key, held in state.held.items() if key[0] > self.index)
+        following = next((h for h in later if h.storage.place is Place.HOST), None)
+        if following is not None:
+            following.prefetch()
 
 
 class Invariant(nn.Module):
@@ -245,8 +265,7 @@ def bytes_held(trajectory: Trajectory) -> int:
 
     for state in trajectory.branches.values():
         for held in state.held.values():
-            if held.storage.place is Place.DEVICE:
-                add(list(held.parts()))
+            add(list(held.parts(Place.DEVICE)))
         add(list(state.references.values()))
         add(state.writes)
     for entries in trajectory.kept.values():

@@ -1,8 +1,9 @@
-"""The chain partition by OR-Tools CP-SAT, with a choice of storage for every residual.
+"""The chain partition by OR-Tools CP-SAT, with a choice of storage and predictor for every residual.
 
 For a plain chain `partition` is faster and needs no solver; this module says what a chain cannot:
-each residual may be kept as it is, in fewer bits, or off the device, each at a price. It also
-checks the dynamic program from the outside.
+each residual may be kept as it is, in fewer bits, on the host, or on the device only while its
+guidance branch runs, and a predictor may hold less history, each at a price. It also checks the
+dynamic program from the outside.
 
 Nothing imports this module unless asked to: OR-Tools takes a while to load.
 
@@ -14,66 +15,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, gcd
+from math import gcd
 
 from ortools.sat.python import cp_model
 
 from synccache.errors import PlanError
+from synccache.planner.arcs import Arc, arcs_of, staged_bytes
 from synccache.planner.dynamic_program import Partition, checked_limit, partition_at
 from synccache.planner.problem import ChainProblem
-from synccache.planner.quantities import checked_amount, checked_count, checked_text, format_bytes
-from synccache.planner.solver import Proof, Solved, cost_scale, deadline, solve
-
-_BYTES_PER_GB = 10**9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
-    """A way to keep a residual, and its price.
-
-    Units:  device_share: device bytes for each byte of the residual as computed, in [0, 1];
-            drift added for each region kept so; seconds_per_gb on each skipped forward, for each
-            10**9 bytes of the residual as computed (conversion, or transfer from the host).
-    """
-
-    name: str
-    device_share: float
-    drift: float = 0.0
-    seconds_per_gb: float = 0.0
-
-    def __post_init__(self) -> None:
-        checked_text(self.name, "name of a storage")
-        checked_amount(self.drift, f"drift of storage {self.name!r}")
-        checked_amount(self.seconds_per_gb, f"seconds_per_gb of storage {self.name!r}")
-        if checked_amount(self.device_share, f"device_share of {self.name!r}") > 1:
-            raise PlanError(f"device_share of {self.name!r} must be at most 1")
-
-    def device_bytes(self, size: int) -> int:
-        """Bytes on the device for a residual of `size` bytes, rounded up."""
-        return ceil(size * self.device_share)
-
-    def seconds(self, size: int) -> float:
-        """Seconds lost on one skipped forward for a residual of `size` bytes."""
-        return self.seconds_per_gb * size / _BYTES_PER_GB
-
-
-AS_COMPUTED = Storage(name="as computed", device_share=1.0)
+from synccache.planner.quantities import checked_amount, checked_count, format_bytes
+from synccache.planner.solver import Deadline, Proof, Solved, cost_scale, deadline, solve
+from synccache.planner.storage import AS_COMPUTED, STAGED, Place, Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPartition:
-    """A partition, how each of its residuals is stored, and how good that is.
+    """A partition, how each of its residuals is kept, and how good that is.
 
-    Units:  device_bytes of all guidance branches and the whole history, after storage;
+    Units:  device_bytes of all guidance branches and the whole history, after storage; staging_bytes
+            on the device for what is copied back from the host; host_bytes in main memory;
             drift with the storages' own; seconds_lost on one skipped forward.
     """
 
     partition: Partition
-    storages: tuple[Storage, ...]
+    arcs: tuple[Arc, ...]
     device_bytes: int
+    staging_bytes: int
+    host_bytes: int
     drift: float
     seconds_lost: float
     solved: Solved
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        """Of each segment in order."""
+        return tuple(arc.storage for arc in self.arcs)
 
 
 def partition_cp_sat(
@@ -91,9 +67,9 @@ def partition_cp_sat(
     """The best partition into at most (or `exactly`) `segments` on at most `max_bytes` of device.
 
     Preferred, in this order: more segments; then less cost, which is drift, plus `absorbed_price`
-    for each absorbed audio branch, plus `seconds_price` for each second that storage loses. With
-    the default storage this is the order of `dynamic_program.partition`, whose last wish, fewer
-    bytes at equal cost, is not asked of the solver.
+    for each absorbed audio branch, plus `seconds_price` for each second that storage loses; then
+    fewer seconds lost. With the default storage this is the order of `dynamic_program.partition`,
+    whose last wish, fewer bytes at equal cost, is not asked of the solver.
 
     At the time limit the best found is returned and says so; then even the number of segments may
     be below what fits.
@@ -110,8 +86,8 @@ def partition_cp_sat(
     until = deadline(time_limit_seconds, workers)
     if not problem.gaps:
         return _stored(problem, (), Solved(proof=Proof.OPTIMAL, cost=0.0, bound=0.0, seconds=0.0))
-    arcs = _arcs(problem, storages, absorbed_price, seconds_price)
-    counted = Proof.OPTIMAL
+    arcs = arcs_of(problem, storages)
+    proof = Proof.OPTIMAL
     if max_bytes is not None and not exactly:
         chain = _chain(problem, arcs, max_bytes)
         chain.model.add(chain.size <= count)
@@ -119,17 +95,20 @@ def partition_cp_sat(
         most = solve(chain.model, until, share=_SHARE_FOR_COUNTING)
         if most is None:
             raise _nothing_fits(count, max_bytes, storages, exactly=exactly)
-        count, counted = most.value(chain.size), most.solved.proof
+        count, proof = most.value(chain.size), most.solved.proof
     chain = _chain(problem, arcs, max_bytes)
     chain.model.add(chain.size == count)
-    scale = cost_scale(arc.cost for arc in arcs)
-    costs = [round(arc.cost * scale) for arc in arcs]
-    chain.model.minimize(cp_model.LinearExpr.weighted_sum(chain.taken, costs))
-    best = solve(chain.model, until, scale=scale)
-    if best is None:
+    costs = [
+        arc.drift
+        + absorbed_price * problem.absorbed_count(arc.first, arc.end)
+        + seconds_price * arc.seconds_lost
+        for arc in arcs
+    ]
+    solved, chosen = _cheapest(chain, arcs, costs, until)
+    if chosen is None:
+        assert max_bytes is not None, "a chain without a limit in bytes always has a partition"
         raise _nothing_fits(count, max_bytes, storages, exactly=exactly)
-    solved = best.solved if counted is Proof.OPTIMAL else replace(best.solved, proof=counted)
-    chosen = [arc for arc, taken in zip(arcs, chain.taken, strict=True) if best.value(taken)]
+    solved = solved if proof is Proof.OPTIMAL else replace(solved, proof=proof)
     return _stored(problem, chosen, solved)
 
 
@@ -137,15 +116,32 @@ _SHARE_FOR_COUNTING = 0.5
 """Of the time limit, for finding how many segments fit; the rest is for the least cost."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Arc:
-    """A segment kept in one storage; bytes of all branches and the whole history."""
-
-    first: int
-    end: int
-    storage: Storage
-    device_bytes: int
-    cost: float
+def _cheapest(
+    chain: _Chain, arcs: Sequence[Arc], costs: Sequence[float], until: Deadline
+) -> tuple[Solved, list[Arc] | None]:
+    """The least cost, then the fewest seconds lost; None instead of arcs where nothing fits."""
+    scale = cost_scale(costs)
+    cost = cp_model.LinearExpr.weighted_sum(chain.taken, [round(c * scale) for c in costs])
+    chain.model.minimize(cost)
+    best = solve(chain.model, until, scale=scale)
+    if best is None:
+        return Solved(proof=Proof.OPTIMAL, cost=0.0, bound=0.0, seconds=0.0), None
+    chosen = [arc for arc, taken in zip(arcs, chain.taken, strict=True) if best.value(taken)]
+    if best.solved.proof is not Proof.OPTIMAL or not any(arc.seconds_lost for arc in chosen):
+        return best.solved, chosen
+    lost = cost_scale(arc.seconds_lost for arc in arcs)
+    chain.model.add(cost <= best.value(cost))
+    chain.model.minimize(
+        cp_model.LinearExpr.weighted_sum(
+            chain.taken, [round(arc.seconds_lost * lost) for arc in arcs]
+        )
+    )
+    for arc, taken in zip(arcs, chain.taken, strict=True):
+        chain.model.add_hint(taken, arc in chosen)
+    quickest = solve(chain.model, until)
+    assert quickest is not None, "the cheapest choice is one"
+    chosen = [arc for arc, taken in zip(arcs, chain.taken, strict=True) if quickest.value(taken)]
+    return replace(best.solved, seconds=quickest.solved.seconds), chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,71 +153,59 @@ class _Chain:
     size: cp_model.LinearExprT
 
 
-def _arcs(
-    problem: ChainProblem,
-    storages: Sequence[Storage],
-    absorbed_price: float,
-    seconds_price: float,
-) -> tuple[_Arc, ...]:
-    nodes = range(len(problem.gaps) + 1)
-    return tuple(
-        _Arc(
-            first,
-            end,
-            storage,
-            storage.device_bytes(problem.residual_bytes(first, end)),
-            problem.segment_drift(first, end)
-            + absorbed_price * problem.absorbed_count(first, end)
-            + storage.drift
-            + seconds_price * _seconds_lost(problem, first, end, storage),
-        )
-        for first in nodes
-        for end in nodes[first + 1 :]
-        if problem.is_segment(first, end)
-        for storage in storages
-    )
-
-
-def _chain(problem: ChainProblem, arcs: Sequence[_Arc], max_bytes: int | None) -> _Chain:
+def _chain(problem: ChainProblem, arcs: Sequence[Arc], max_bytes: int | None) -> _Chain:
     model = cp_model.CpModel()
     taken = tuple(model.new_bool_var(f"{arc.first}-{arc.end} {arc.storage.name}") for arc in arcs)
-    for node in range(len(problem.gaps) + 1):
-        leaving = sum(x for arc, x in zip(arcs, taken, strict=True) if arc.first == node)
-        coming = sum(x for arc, x in zip(arcs, taken, strict=True) if arc.end == node)
-        if node == 0:
-            model.add(leaving == 1)
-        elif node == len(problem.gaps):
-            model.add(coming == 1)
-        else:
-            model.add(leaving == coming)
+    leaving: dict[int, list[cp_model.IntVar]] = {}
+    coming: dict[int, list[cp_model.IntVar]] = {}
+    for arc, variable in zip(arcs, taken, strict=True):
+        leaving.setdefault(arc.first, []).append(variable)
+        coming.setdefault(arc.end, []).append(variable)
+    last = len(problem.gaps)
+    model.add(sum(leaving[0]) == 1)
+    model.add(sum(coming[last]) == 1)
+    for node in range(1, last):
+        model.add(sum(leaving.get(node, [])) == sum(coming.get(node, [])))
     if max_bytes is not None:
-        unit = gcd(*(arc.device_bytes for arc in arcs)) or 1
-        held = sum(arc.device_bytes // unit * x for arc, x in zip(arcs, taken, strict=True))
-        model.add(held <= max_bytes // unit)
+        _limit(model, arcs, taken, max_bytes)
     return _Chain(model, taken, sum(taken))
 
 
-def _seconds_lost(problem: ChainProblem, first: int, end: int, storage: Storage) -> float:
-    """On one skipped forward of one guidance branch."""
-    return storage.seconds(problem.held_bytes(first, end) * problem.tensors_per_segment)
+def _limit(
+    model: cp_model.CpModel, arcs: Sequence[Arc], taken: Sequence[cp_model.IntVar], max_bytes: int
+) -> None:
+    """What lies on the device, and what passes through it on the way back from the host, fits."""
+    hosted = [
+        (arc, variable)
+        for arc, variable in zip(arcs, taken, strict=True)
+        if arc.storage.place is Place.HOST
+    ]
+    staged = [STAGED * arc.one_branch_bytes for arc, _ in hosted]
+    unit = gcd(*(arc.device_bytes for arc in arcs), *staged) or 1
+    held = cp_model.LinearExpr.weighted_sum(taken, [arc.device_bytes // unit for arc in arcs])
+    staging = model.new_int_var(0, max(staged, default=0) // unit, "staging")
+    for size, (_, variable) in zip(staged, hosted, strict=True):
+        model.add(staging >= size // unit * variable)
+    model.add(held + staging <= max_bytes // unit)
 
 
-def _stored(problem: ChainProblem, chosen: Sequence[_Arc], solved: Solved) -> StoredPartition:
+def _stored(problem: ChainProblem, chosen: Sequence[Arc], solved: Solved) -> StoredPartition:
     plain = partition_at(problem, (0, *(arc.end for arc in chosen)))
     return StoredPartition(
         partition=plain,
-        storages=tuple(arc.storage for arc in chosen),
+        arcs=tuple(chosen),
         device_bytes=sum(arc.device_bytes for arc in chosen),
-        drift=plain.drift + sum(arc.storage.drift for arc in chosen),
-        seconds_lost=sum(_seconds_lost(problem, arc.first, arc.end, arc.storage) for arc in chosen),
+        staging_bytes=staged_bytes(chosen),
+        host_bytes=sum(arc.host_bytes for arc in chosen),
+        drift=sum(arc.drift for arc in chosen),
+        seconds_lost=sum(arc.seconds_lost for arc in chosen),
         solved=solved,
     )
 
 
 def _nothing_fits(
-    count: int, max_bytes: int | None, storages: Sequence[Storage], *, exactly: bool
+    count: int, max_bytes: int, storages: Sequence[Storage], *, exactly: bool
 ) -> PlanError:
-    assert max_bytes is not None, "a chain without a limit in bytes always has a partition"
     names = ", ".join(storage.name for storage in storages)
     limit = "exactly" if exactly else "at most"
     return PlanError(
@@ -229,3 +213,6 @@ def _nothing_fits(
         f"({format_bytes(max_bytes)}) with storage {names}",
         hint="Allow more bytes; fewest_residual_bytes says how many at least.",
     )
+
+
+__all__ = ["AS_COMPUTED", "Storage", "StoredPartition", "partition_cp_sat"]

@@ -24,6 +24,7 @@ from synccache.planner.quantities import (
     checked_text,
     decimal,
 )
+from synccache.planner.storage import Form
 
 Number = TypeVar("Number", int, float)
 Table: TypeAlias = tuple[tuple[Number, ...], ...]
@@ -89,6 +90,23 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LowerOrder:
+    """A predictor that holds fewer tensors than the policy's own, and the drift that it has.
+
+    Units:  drift as in ChainProblem; None where nothing was measured (then each segment counts as if
+            it absorbed one more audio branch, so that the policy's own is kept where it fits).
+    """
+
+    predictor: str
+    tensors: int
+    drift: Table[float] | None = None
+
+    def __post_init__(self) -> None:
+        checked_text(self.predictor, "predictor of a lower order")
+        checked_count(self.tensors, f"tensors of {self.predictor!r}", least=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChainProblem:
     """Gaps, the live groups between them, and what memory and drift each choice costs.
 
@@ -121,6 +139,12 @@ class ChainProblem:
     """Kept once, whatever the plan: probe tensors and masks."""
     drift: Table[float] | None = None
     drift_source: DriftSource = DriftSource.ASSUMED
+    drift_steps: int = 1
+    """Changes from step to step that the drift is summed over: storage loses as often."""
+    bytes_as: tuple[tuple[Form, Table[int]], ...] = ()
+    """`merged_bytes` in other forms than as computed; only forms named here can be chosen."""
+    lower_orders: tuple[LowerOrder, ...] = ()
+    """Predictors of less history that a plan may use where the policy's own does not fit."""
 
     def __post_init__(self) -> None:
         _check_groups(self)
@@ -133,12 +157,28 @@ class ChainProblem:
         checked_count(self.tensors_per_segment, "tensors_per_segment", least=1)
         checked_count(self.fixed_bytes_per_branch, "fixed_bytes_per_branch")
         checked_count(self.shared_bytes, "shared_bytes")
+        checked_count(self.drift_steps, "drift_steps", least=1)
         _check_merged_bytes(self)
+        for form, table in self.bytes_as:
+            _check_shape(self, table, f"bytes_as {form.value}")
         _check_drift(self)
+        for lower in self.lower_orders:
+            _check_lower(self, lower)
 
-    def held_bytes(self, first: int, end: int) -> int:
-        """Bytes of one held tensor of segment (first, end), for one guidance branch."""
-        return self.merged_bytes[first][end]
+    def held_bytes(self, first: int, end: int, form: Form = Form.AS_COMPUTED) -> int:
+        """Bytes of one held tensor of segment (first, end) in a form, for one guidance branch.
+
+        Raises:  PlanError for a form that the problem has no bytes for.
+        """
+        if form is Form.AS_COMPUTED:
+            return self.merged_bytes[first][end]
+        tables = dict(self.bytes_as)
+        if form not in tables:
+            raise PlanError(
+                f"the problem does not say how many bytes its residuals take as {form.value}",
+                hint="Give bytes_as a table for this form.",
+            )
+        return tables[form][first][end]
 
     def residual_bytes(self, first: int, end: int) -> int:
         """Bytes that choosing segment (first, end) costs: all guidance branches, whole history."""
@@ -268,6 +308,18 @@ def _check_merged_bytes(problem: ChainProblem) -> None:
                 f"gap {gap.name!r} alone holds {gap.held_bytes} bytes, "
                 f"but merged_bytes[{index}][{index + 1}] is {merged}"
             )
+
+
+def _check_lower(problem: ChainProblem, lower: LowerOrder) -> None:
+    if lower.tensors >= problem.tensors_per_segment:
+        raise PlanError(
+            f"{lower.predictor!r} holds {lower.tensors} tensors, not fewer than the "
+            f"{problem.tensors_per_segment} of {problem.predictor!r}"
+        )
+    if (lower.drift is None) != (problem.drift is None):
+        raise PlanError(f"drift is measured for both {lower.predictor!r} and the policy's or none")
+    if lower.drift is not None:
+        _check_shape(problem, lower.drift, f"drift of {lower.predictor!r}")
 
 
 def _check_drift(problem: ChainProblem) -> None:

@@ -25,7 +25,6 @@ from operator import add
 from ortools.sat.python import cp_model
 
 from synccache.errors import PlanError
-from synccache.planner.cp_sat import AS_COMPUTED, Storage
 from synccache.planner.problem import Table
 from synccache.planner.quantities import (
     checked_amount,
@@ -35,9 +34,10 @@ from synccache.planner.quantities import (
     format_bytes,
 )
 from synccache.planner.solver import Deadline, Solved, cost_scale, deadline, solve
+from synccache.planner.storage import AS_COMPUTED, STAGED, Form, Place, Storage
 
-NOT_HELD = Storage(name="not held", device_share=0.0)
-"""Of a region that is computed at every step."""
+NOT_HELD = Storage(name="not held", place=Place.HOST)
+"""Of a region that is computed at every step: it takes nothing anywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +46,15 @@ class SteppedRegion:
 
     Units:  seconds of computing it once, all guidance branches; held_bytes likewise, whole history;
             drift[a][t], for steps a < t: of using at step t what was computed at step a. Entries
-            with a >= t are 0.
+            with a >= t are 0. bytes_as: held_bytes in other forms than as computed.
     """
 
     name: str
     seconds: float
     held_bytes: int
     drift: Table[float]
+    bytes_as: tuple[tuple[Form, int], ...] = ()
+    guidance_branches: int = 1
 
     def __post_init__(self) -> None:
         checked_text(self.name, "the name of a region")
@@ -67,6 +69,21 @@ class SteppedRegion:
                 checked_amount(drift, label)
                 if computed >= step and drift:
                     raise PlanError(f"{label} must be 0: step {step} is not after {computed}")
+
+    def stored_bytes(self, form: Form) -> int:
+        """Bytes of the whole history of all guidance branches in a form."""
+        return dict([(Form.AS_COMPUTED, self.held_bytes), *self.bytes_as])[form]
+
+    def device_bytes(self, storage: Storage) -> int:
+        """Of these, what lies on the device; copies on their way back from the host apart."""
+        one_branch = self.stored_bytes(storage.form) // self.guidance_branches
+        return one_branch * storage.copies(self.guidance_branches)
+
+    def staged_bytes(self, storage: Storage) -> int:
+        """Device bytes for copies on their way back from the host."""
+        on_host = storage.place is Place.HOST and storage is not NOT_HELD
+        size = self.stored_bytes(storage.form) // self.guidance_branches
+        return STAGED * size if on_host else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +138,7 @@ class RegionSchedule:
     computed_steps: tuple[int, ...]
     storage: Storage
     device_bytes: int
+    staged_bytes: int
     drift: float
     seconds: float
 
@@ -142,8 +160,9 @@ class Schedule:
 
     @property
     def device_bytes(self) -> int:
-        """What all residuals take on the device."""
-        return sum(row.device_bytes for row in self.rows)
+        """What all residuals take on the device, with copies on their way back from the host."""
+        staging = max((row.staged_bytes for row in self.rows), default=0)
+        return sum(row.device_bytes for row in self.rows) + staging
 
     @property
     def compute_fraction(self) -> float:
@@ -257,6 +276,7 @@ class _Choice:
     count: int
     storage: Storage
     device_bytes: int
+    staged_bytes: int
     drift: float
 
 
@@ -284,7 +304,8 @@ def _choices(
                         index,
                         count,
                         storage,
-                        storage.device_bytes(region.held_bytes),
+                        region.device_bytes(storage),
+                        region.staged_bytes(storage),
                         table[count][0] + skipped * storage.drift,
                     )
                     for storage in (storages if skipped else (NOT_HELD,))
@@ -306,9 +327,15 @@ def _knapsack(
     for variables in by_region.values():
         model.add_exactly_one(variables)
     if max_bytes is not None:
-        unit = gcd(*(choice.device_bytes for choice in choices)) or 1
+        staged = [choice.staged_bytes for choice in choices]
+        unit = gcd(*(choice.device_bytes for choice in choices), *staged) or 1
         sizes = [choice.device_bytes // unit for choice in choices]
-        model.add(cp_model.LinearExpr.weighted_sum(taken, sizes) <= max_bytes // unit)
+        held = cp_model.LinearExpr.weighted_sum(taken, sizes)
+        staging = model.new_int_var(0, max(staged) // unit, "staging")
+        for size, variable in zip(staged, taken, strict=True):
+            if size:
+                model.add(staging >= size // unit * variable)
+        model.add(held + staging <= max_bytes // unit)
     scale = cost_scale(
         [problem.fixed_seconds_per_step, *(region.seconds for region in problem.regions)]
     )
@@ -342,6 +369,7 @@ def _row(problem: ScheduleProblem, choice: _Choice, table: _Drifts) -> RegionSch
         computed_steps=tuple(steps),
         storage=choice.storage,
         device_bytes=choice.device_bytes,
+        staged_bytes=choice.staged_bytes,
         drift=choice.drift,
         seconds=choice.count * region.seconds + skipped * _seconds_lost(problem, choice),
     )
