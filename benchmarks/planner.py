@@ -22,7 +22,8 @@ from synccache.planner import (
     segment_table,
 )
 from synccache.planner.cp_sat import partition_cp_sat
-from synccache.planner.schedule import ScheduleProblem, SteppedRegion, schedule
+from synccache.planner.schedule import schedule
+from synccache.planner.schedule_problem import ScheduleProblem, SteppedRegion
 from synccache.planner.solver import Solved
 from synccache.planner.storage import AS_COMPUTED, FLOAT8, HOST
 

@@ -7,13 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synccache.errors import PlanError
-from synccache.planner.schedule import (
-    NOT_HELD,
-    Schedule,
-    ScheduleProblem,
-    SteppedRegion,
-    schedule,
-)
+from synccache.planner.schedule import Schedule, schedule
+from synccache.planner.schedule_problem import NOT_HELD, ScheduleProblem, SteppedRegion
 from synccache.planner.solver import Proof
 from synccache.planner.storage import AS_COMPUTED, Form, Place, Storage
 
