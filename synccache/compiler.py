@@ -28,8 +28,9 @@ from synccache.fx.rewrite import rewrite
 from synccache.fx.variant import Variant
 from synccache.planner import Plan, parse_bytes, plan_chain
 from synccache.planner.calibration import Calibration
-from synccache.policies import by_name, from_json
+from synccache.policies import by_name
 from synccache.policies.dsl import MaskWeight, Policy, RelativeL1, measured_signals
+from synccache.policies.files import is_file, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def compile(
 
     Args:
         model: any diffusion transformer, unmodified. Put in evaluation mode first.
-        policy: a name from ``synccache.policies``, a ``Policy``, or the path of its JSON file.
+        policy: a name from ``synccache.policies``, a ``Policy``, or the path of its .json or .py file.
         mem_budget: bytes of everything the model uses on its device (weights, activations,
             caches): an int, or a text such as "24GB" (24e9) or "24GiB" (24 * 2**30).
         cache_ratio: share in (0, 1] of the audio branches that segments are cut at, as in
@@ -121,15 +122,13 @@ def checked_request(
 def _policy(policy: object) -> Policy:
     if isinstance(policy, Policy):
         return policy
-    if isinstance(policy, Path) or isinstance(policy, str) and policy.endswith(".json"):
-        try:
-            text = Path(policy).read_text(encoding="utf-8")
-        except OSError as problem:
-            raise PolicyError(f"the policy file {policy} cannot be read: {problem}.") from problem
-        return from_json(text)
+    if isinstance(policy, (str, Path)) and is_file(policy):
+        return load(policy)
     if isinstance(policy, str):
         return by_name(policy)
-    raise PolicyError(f"policy must be a name, a Policy or a JSON file, got {policy!r}.")
+    raise PolicyError(
+        f"policy must be a name, a Policy or the path of a policy file, got {policy!r}."
+    )
 
 
 def _ratio(ratio: object) -> float | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from synccache.cli.policies import app as policies_app
 from synccache.cli.refusals import one_line_errors
 from synccache.errors import SynccacheError
 from synccache.portrait.load import WEIGHTS
@@ -36,9 +37,7 @@ def main() -> None:
     app()
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `demo` a subcommand while it is the only one."""
+app.add_typer(policies_app, name="policies")
 
 
 @app.command()

@@ -33,10 +33,10 @@ LIBRARY: Mapping[str, Callable[..., Policy]] = MappingProxyType(
 )
 
 
-def by_name(name: str) -> Policy:
-    """The policy of this name with its defaults.
+def method(name: str) -> Callable[..., Policy]:
+    """The method of this name, to be called with its arguments.
 
-    Raises:  PolicyError for an unknown name, and for a method that has no default to start from.
+    Raises:  PolicyError for an unknown name.
     """
     if not isinstance(name, str):
         raise PolicyError(f"a policy is asked for by its name, a text, got {name!r}.")
@@ -46,10 +46,19 @@ def by_name(name: str) -> Policy:
         raise PolicyError(
             f"no policy is called {name!r}.", hint=f"{meant}Known are {', '.join(LIBRARY)}."
         )
-    for parameter in inspect.signature(LIBRARY[name]).parameters.values():
+    return LIBRARY[name]
+
+
+def by_name(name: str) -> Policy:
+    """The policy of this name with its defaults.
+
+    Raises:  PolicyError for an unknown name, and for a method that has no default to start from.
+    """
+    made = method(name)
+    for parameter in inspect.signature(made).parameters.values():
         if parameter.default is parameter.empty:
             raise PolicyError(
                 f"{name} has no default for {parameter.name!r}.",
                 hint=f"Call it: synccache.policies.{name}(...).",
             )
-    return LIBRARY[name]()
+    return made()

@@ -1,0 +1,1 @@
+"""Thin ties to other libraries; each is imported only by who asks for it."""

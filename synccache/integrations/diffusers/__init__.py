@@ -1,0 +1,1 @@
+"""What knows diffusers by name. Needs the extra ``synccache[diffusers]``."""
