@@ -18,6 +18,7 @@ from synccache.fx import report
 from synccache.fx.capture import Captured, capture
 from synccache.fx.conditions import nodes_tagged
 from synccache.fx.drift import DriftMeter
+from synccache.fx.fake import fake_capture, has_values, refuse_to_run
 from synccache.fx.inputs import bind, flatten, signature_key
 from synccache.fx.ops import ValueChanged
 from synccache.fx.program import ResidualProgram
@@ -26,6 +27,7 @@ from synccache.fx.variant import Variant
 from synccache.fx.variants import Variants
 from synccache.fx.verify import Before, verify
 from synccache.planner import Plan
+from synccache.planner.devices import DEFAULT_DEVICE, device
 
 _OWN = (
     "_model", "_request", "_builder", "_variants", "_trajectories", "_key", "_branch", "_captures",
@@ -101,6 +103,11 @@ class CachedModel(nn.Module):
         """One forward of one guidance branch, with what the policy skips replaced."""
         tensors, names, key = self._inputs(args, kwargs)
         known = self._variants.find(key)
+        if (
+            known and known[0].captured.shapes_only
+        ):  # planned without weights, which may be there now
+            self._variants.forget(key)
+            known = []
         try:
             if not known:
                 return self._record_and_run(None, key, names, tensors, args, kwargs)
@@ -119,7 +126,11 @@ class CachedModel(nn.Module):
             raise
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records one forward with these inputs now; no trajectory begins."""
+        """Records one forward with these inputs now; no trajectory begins.
+
+        Without weights, or with inputs on the meta device, shapes alone are recorded: the plan is
+        the same, and the first call with values records again.
+        """
         _, names, key = self._inputs(args, kwargs)
         if not self._variants.find(key):
             _, captured = self._capture(args, kwargs)
@@ -144,6 +155,7 @@ class CachedModel(nn.Module):
         kwargs: Any,
     ) -> Any:
         """Records the forward, whose result is returned, and fills the caches by a replay of it."""
+        refuse_to_run(self._model, tensors, names)
         before = Before(tensors) if self._request.verify else None
         out, captured = self._capture(args, kwargs)
         last = self._variants.last
@@ -163,7 +175,10 @@ class CachedModel(nn.Module):
 
     def _capture(self, args: Any, kwargs: Any) -> tuple[Any, Captured]:
         started = time.perf_counter()
-        out, captured = capture(self._model, args, kwargs)
+        if has_values(self._model, flatten((args, kwargs))[0]):
+            out, captured = capture(self._model, args, kwargs)
+        else:
+            out, captured = None, fake_capture(self._model, args, kwargs, device(DEFAULT_DEVICE))
         self.__dict__["_captures"] += 1
         self.__dict__["_capture_seconds"] += time.perf_counter() - started
         return out, captured

@@ -157,6 +157,7 @@ class Recorder(TorchFunctionMode):
         if name in ops.READERS or name in _COMPARISONS:
             return self._read_value(func, name, args, kwargs)
         if name in _LEAVES_TORCH and any(self._depends_on(t) for t in tensors):
+            func(*args, **kwargs)  # refused there, where the recording has shapes only
             raise Unplaceable(self.frame.path, user_line())
         if name == "__deepcopy__":
             return self._run(lambda: func(*args, **kwargs), args, self._map(((args[0],), {})),
