@@ -25,10 +25,8 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from synccache.fx.cached_model import CachedModel
-    from synccache.fx.fake import without_weights
     from synccache.planner import Plan
     from synccache.planner.calibration import Calibration
-    from synccache.planning import plan
     from synccache.policies.dsl import Policy, Rule
 
 __all__ = [
@@ -46,9 +44,7 @@ __all__ = [
     "VerifyError",
     "calibrate",
     "compile",
-    "plan",
     "policies",
-    "without_weights",
 ]
 
 _HOME = {
@@ -59,8 +55,6 @@ _HOME = {
     "Rule": "synccache.policies.dsl",
     "calibrate": "synccache.calibrate",
     "compile": "synccache.compiler",
-    "plan": "synccache.planning",
-    "without_weights": "synccache.fx.fake",
 }
 """Where a public name is defined; errors are in synccache.errors, the rest are sub-modules."""
 

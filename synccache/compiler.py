@@ -26,7 +26,7 @@ from synccache.fx.program import ResidualProgram, residual_program
 from synccache.fx.regions import Layout, lay_out
 from synccache.fx.rewrite import rewrite
 from synccache.fx.variant import Variant
-from synccache.planner import ChainProblem, Plan, parse_bytes, plan_chain
+from synccache.planner import Plan, parse_bytes, plan_chain
 from synccache.planner.calibration import Calibration
 from synccache.policies import by_name
 from synccache.policies.dsl import MaskWeight, Policy, RelativeL1, measured_signals
@@ -139,23 +139,11 @@ def _ratio(ratio: object) -> float | None:
     return float(ratio)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What was found in a recording, and the planner's problem made of it."""
-
-    tags: Mapping[Node, str]
-    hoisted: dict[Node, int]
-    program: ResidualProgram | None
-    matches: tuple[RuleMatch, ...]
-    layout: Layout  # every gap a region of its own
-    masks: Mapping[str, Tensor]
-    problem: ChainProblem | None
-
-
-def prepare(
-    model: nn.Module, request: Request, captured: Captured, guidance_branches: int
-) -> Prepared:
-    """From a recording to the planner's problem, for a number of guidance branches."""
+def build_variant(
+    model: nn.Module, request: Request, captured: Captured, guidance_branches: int, name: str
+) -> Variant:
+    """From a recording to an emitted graph, for a number of guidance branches."""
+    started = time.perf_counter()
     policy = request.policy
     tags = tag_inputs(captured, request.conditions)
     hoisted = hoistable(captured, tags)
@@ -163,25 +151,8 @@ def prepare(
     matches = match(policy, program, type(model).__name__) if program else ()
     base = _base_layout(program, matches)
     masks = token_masks(request.masks, _mask_tokens(program)) if program else {}
-    problem = None if program is None else chain_problem(
-        model, program, matches, base, hoisted, leader=policy.leader,
-        guidance_branches=guidance_branches,
-        masks=_mask_bytes(matches, masks, program, guidance_branches),
-        drift=_drift(model, request, base),
-    )  # fmt: skip
-    return Prepared(tags, hoisted, program, matches, base, masks, problem)
-
-
-def build_variant(
-    model: nn.Module, request: Request, captured: Captured, guidance_branches: int, name: str
-) -> Variant:
-    """From a recording to an emitted graph, for a number of guidance branches."""
-    started = time.perf_counter()
-    found = prepare(model, request, captured, guidance_branches)
-    tags, hoisted, program, matches = found.tags, found.hoisted, found.program, found.matches
-    masks = found.masks
-    plan = make_plan(model, request, found)
-    layout = _merged(program, matches, found.layout, plan) if program else found.layout
+    plan = _plan(model, request, program, matches, base, hoisted, guidance_branches, masks)
+    layout = _merged(program, matches, base, plan) if program else base
     planned = time.perf_counter()
     emitted = rewrite(
         model, program, captured, matches, layout, hoisted, name=name,
@@ -237,11 +208,18 @@ def _mask_tokens(program: ResidualProgram) -> int:
     return tokens
 
 
-def make_plan(model: nn.Module, request: Request, found: Prepared) -> Plan | None:
-    """The best plan for what was found; None where no stream was."""
-    if found.problem is None:
+def _plan(
+    model: nn.Module, request: Request, program: ResidualProgram | None, matches: tuple[RuleMatch, ...],
+    layout: Layout, hoisted: dict[Any, int], guidance_branches: int, masks: Mapping[str, Tensor],
+) -> Plan | None:  # fmt: skip
+    if program is None:
         return None
-    matches = found.matches
+    problem = chain_problem(
+        model, program, matches, layout, hoisted, leader=request.policy.leader,
+        guidance_branches=guidance_branches,
+        masks=_mask_bytes(matches, masks, program, guidance_branches),
+        drift=_drift(model, request, layout),
+    )  # fmt: skip
     if request.cache_ratio is not None and matches and not any(m.planned for m in matches):
         raise PlanError(
             f"cache_ratio={request.cache_ratio} chooses how many segments to hold, but no rule of this "
@@ -249,8 +227,8 @@ def make_plan(model: nn.Module, request: Request, found: Prepared) -> Plan | Non
             where=f"{request.policy.name} on {type(model).__name__}", hint="Leave cache_ratio out.",
         )  # fmt: skip
     return plan_chain(
-        found.problem, policy=request.policy.name, model=type(model).__name__,
-        mem_budget=request.mem_budget, cache_ratio=request.cache_ratio if matches else None,
+        problem, policy=request.policy.name, model=type(model).__name__, mem_budget=request.mem_budget,
+        cache_ratio=request.cache_ratio if matches else None,
     )  # fmt: skip
 
 

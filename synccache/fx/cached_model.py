@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import copy
 import time
@@ -18,8 +19,9 @@ from synccache.fx import report
 from synccache.fx.capture import Captured, capture
 from synccache.fx.conditions import nodes_tagged
 from synccache.fx.drift import DriftMeter
-from synccache.fx.fake import fake_capture, has_values, refuse_to_run
+from synccache.fx.frames import own_forward
 from synccache.fx.inputs import bind, flatten, signature_key
+from synccache.fx.model_state import ModelState
 from synccache.fx.ops import ValueChanged
 from synccache.fx.program import ResidualProgram
 from synccache.fx.runtime import Call, Trajectory
@@ -27,11 +29,10 @@ from synccache.fx.variant import Variant
 from synccache.fx.variants import Variants
 from synccache.fx.verify import Before, verify
 from synccache.planner import Plan
-from synccache.planner.devices import DEFAULT_DEVICE, device
 
 _OWN = (
     "_model", "_request", "_builder", "_variants", "_trajectories", "_key", "_branch", "_captures",
-    "_capture_seconds", "_stride", "meter",
+    "_capture_seconds", "_stride", "_state", "meter",
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ class CachedModel(nn.Module):
         own["_branch"] = contextvars.ContextVar("synccache_branch", default=None)
         own["_captures"], own["_capture_seconds"] = 0, 0.0
         own["_stride"], own["meter"] = None, None
+        own["_state"] = ModelState(model)
 
     # ---- being the model
 
@@ -101,13 +103,17 @@ class CachedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """One forward of one guidance branch, with what the policy skips replaced."""
+        hook = vars(self._model).get("_hf_hook")  # accelerate's, which brings the model's weights
+        if hook is None:
+            return self._forward(args, kwargs)
+        args, kwargs = hook.pre_forward(self._model, *args, **kwargs)
+        with torch.no_grad() if hook.no_grad else contextlib.nullcontext():
+            out = self._forward(args, kwargs)
+        return hook.post_forward(self._model, out)
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors, names, key = self._inputs(args, kwargs)
         known = self._variants.find(key)
-        if (
-            known and known[0].captured.shapes_only
-        ):  # planned without weights, which may be there now
-            self._variants.forget(key)
-            known = []
         try:
             if not known:
                 return self._record_and_run(None, key, names, tensors, args, kwargs)
@@ -126,23 +132,20 @@ class CachedModel(nn.Module):
             raise
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records one forward with these inputs now; no trajectory begins.
-
-        Without weights, or with inputs on the meta device, shapes alone are recorded: the plan is
-        the same, and the first call with values records again.
-        """
+        """Records one forward with these inputs now; no trajectory begins."""
         _, names, key = self._inputs(args, kwargs)
         if not self._variants.find(key):
             _, captured = self._capture(args, kwargs)
             self._variants.add(key, names, self._build(captured, 1))
 
     def _inputs(self, args: Any, kwargs: Any) -> tuple[list[Tensor], list[str], Hashable]:
-        arguments = bind(self._model.forward, args, kwargs)
+        self._state.look()
+        arguments = bind(own_forward(self._model), args, kwargs)
         tensors, structure, paths = flatten(arguments)
         return (
             tensors,
             ["_".join(p) for p in paths],
-            signature_key(tensors, structure, self.training),
+            signature_key(tensors, structure, self._state.structure),
         )
 
     def _record_and_run(
@@ -155,7 +158,6 @@ class CachedModel(nn.Module):
         kwargs: Any,
     ) -> Any:
         """Records the forward, whose result is returned, and fills the caches by a replay of it."""
-        refuse_to_run(self._model, tensors, names)
         before = Before(tensors) if self._request.verify else None
         out, captured = self._capture(args, kwargs)
         last = self._variants.last
@@ -175,10 +177,8 @@ class CachedModel(nn.Module):
 
     def _capture(self, args: Any, kwargs: Any) -> tuple[Any, Captured]:
         started = time.perf_counter()
-        if has_values(self._model, flatten((args, kwargs))[0]):
-            out, captured = capture(self._model, args, kwargs)
-        else:
-            out, captured = None, fake_capture(self._model, args, kwargs, device(DEFAULT_DEVICE))
+        out, captured = capture(self._model, args, kwargs)
+        self._state.settle(captured.closed)
         self.__dict__["_captures"] += 1
         self.__dict__["_capture_seconds"] += time.perf_counter() - started
         return out, captured
@@ -214,6 +214,7 @@ class CachedModel(nn.Module):
             if trajectory.step >= 0 and noise > trajectory.noise:
                 trajectory = self._trajectories[name] = Trajectory(steps=trajectory.steps)
             trajectory.syncs += 1
+        trajectory.rely_on(self._state.weights)
         key, state = trajectory.enter(noise, self._branch.get())
         return Call(trajectory, state, key, self._request.policy.leader, {})
 

@@ -15,11 +15,10 @@ from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import CaptureError
 from synccache.fx.carried import attributes, refuse_counters, refuse_read_back, same_program
-from synccache.fx.frames import Frame, Unplaceable, has_hooks
+from synccache.fx.frames import Frame, Unplaceable, has_hooks, own_forward
 from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.recorder import Recorder
 from synccache.fx.verify import Before
-from synccache.planner import MEASURED
 
 _ATTEMPTS = 12  # modules closed one by one before giving up
 
@@ -42,8 +41,6 @@ class Captured:
     autocast: tuple[Any, ...]
     seconds: float
     closed: tuple[str, ...]
-    shapes_only: bool = False  # recorded without values: for planning, never to run
-    seconds_source: str = MEASURED
 
     def parameter_of(self, placeholder: Node) -> str:
         """The forward parameter that a placeholder came from."""
@@ -123,7 +120,8 @@ def _record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str],
     before: dict[int, TensorWeakRef], fixed: frozenset[int],
 ) -> tuple[Any, Captured, Recorder]:  # fmt: skip
-    arguments = bind(model.forward, args, kwargs)
+    forward = own_forward(model)
+    arguments = bind(forward, args, kwargs)
     tensors, _, paths = flatten(arguments)
 
     def born_before(tensor: torch.Tensor) -> bool:
@@ -141,7 +139,7 @@ def _record(
         )
     started = time.perf_counter()
     with recorder.recording():
-        out = model.forward(*args, **kwargs)
+        out = forward(*args, **kwargs)
         results, structure, _ = flatten(out)
         recorder.paused = True
         nodes = tuple(recorder.node_of(t) for t in results)

@@ -9,7 +9,6 @@ from torch import nn
 from torch.fx import Node
 
 from synccache.fx.capture import Captured
-from synccache.fx.estimate import size_bytes
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
@@ -55,6 +54,14 @@ def activation_peak_bytes(captured: Captured) -> int:
     return peak
 
 
+def node_bytes(node: Node) -> int:
+    """Bytes of one tensor of this shape and dtype."""
+    count = 1
+    for size in node.meta["shape"]:
+        count *= size
+    return count * int(node.meta["dtype"].itemsize)
+
+
 def invariant_bytes(captured: Captured, hoisted: dict[Node, int]) -> int:
     """Bytes of the step-invariant values that emitted graphs keep; shared memory counts once."""
     sizes = {}
@@ -77,7 +84,7 @@ def probe_bytes(matches: Sequence[RuleMatch], leader: Leader) -> tuple[int, int]
             (s.probe, s.since)
             for s in _measures(found.rule.when)
         }  # fmt: skip
-        total += sum(size_bytes(found.taps[probe].after) for probe, _ in kept)
+        total += sum(node_bytes(found.taps[probe].after) for probe, _ in kept)
     return (0, total) if leader is FIRST_BRANCH else (total, 0)
 
 
@@ -104,7 +111,7 @@ def chain_problem(
     def merged(first: int, end: int) -> int:
         if all(lives[i] for i in range(first, end - 1)):
             streams = {run.branches[0].stream: run for r in regions[first:end] for run in r.runs}
-            return sum(size_bytes(run.before) for run in streams.values())
+            return sum(node_bytes(run.before) for run in streams.values())
         return sum(r.held_bytes for r in regions[first:end])
 
     audio = [b for b in program.branches if AUDIO in b.reads]
@@ -130,7 +137,6 @@ def chain_problem(
         shared_bytes=shared + masks,
         drift=drift,
         drift_source=DriftSource.ASSUMED if drift is None else DriftSource.CALIBRATION,
-        seconds_source=program.captured.seconds_source,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -84,18 +84,41 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a module is called, not opened: torch's own, compiled, scripted or offloaded ones."""
     if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
         return True
-    if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_hf_hook"):
+    if getattr(module, "_compiled_call_impl", None) is not None or is_offloaded(module):
         return True
     if has_hooks(module):
         return True  # hooks may change what goes in and out: they run where the module is called
+    return is_torch_leaf(module)
+
+
+def is_torch_leaf(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own without children, which does what its class says."""
     own = type(module).__module__.startswith(("torch.nn.", "torch.ao."))
-    childless = not any(True for _ in module.children())
-    return own and (isinstance(module, nn.MultiheadAttention) or childless)
+    return own and (isinstance(module, nn.MultiheadAttention) or not module._modules)
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether a module called whole may do what nobody sees, so that it must run on every call."""
+    plain = is_torch_leaf(module) and not has_hooks(module) and not is_offloaded(module)
+    return not plain or "forward" in vars(module)
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate or diffusers hooked it: its weights may come and go around each call."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return hasattr(module, "_hf_hook") or bool(registry is not None and registry.hooks)
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether forward hooks were put on the module itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def own_forward(model: nn.Module) -> Callable[..., Any]:
+    """The forward that is recorded: without accelerate's hook on the model itself, which
+    ``CachedModel`` runs around it (it brings weights that no recorded operation makes)."""
+    wrapped = vars(model).get("_old_forward") if hasattr(model, "_hf_hook") else None
+    return model.forward if wrapped is None else wrapped
 
 
 def autocast_state() -> tuple[Any, ...]:

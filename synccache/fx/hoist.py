@@ -44,11 +44,14 @@ def _invariant_nodes(captured: Captured, variant: int) -> set[Node]:
     moving: set[Node] = set()
     for node in captured.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
+            if node.meta.get("opaque", False):
+                moving.add(node)
             continue
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        random = name in _RANDOM or (node.op == "call_module" and node.meta.get("random", False))
+        # a module called whole, not one of torch's own, may do what nobody sees: it runs every time
         if (
-            random
+            name in _RANDOM
+            or node.meta.get("opaque", False)
             or captured.depends[node] & variant
             or any(n in moving for n in node.all_input_nodes)
         ):

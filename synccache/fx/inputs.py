@@ -200,19 +200,19 @@ def _freeze(tree: Any, depth: int = 0) -> Any:
     return _Same(tree)
 
 
-def signature_key(tensors: list[torch.Tensor], structure: Structure, training: bool) -> Any:
+def signature_key(tensors: list[torch.Tensor], structure: Structure, model: int) -> Any:
     """What must be equal for a recorded graph to be valid: shapes, dtypes, devices, which inputs
-    are one tensor, plain values, autocast and train/eval."""
+    are one tensor, plain values, autocast, and the number that stands for the model's structure."""
     first: dict[int, int] = {}
     facts = tuple(
         (tuple(t.shape), t.dtype, str(t.device), first.setdefault(id(t), i))
         for i, t in enumerate(tensors)
     )
-    kinds = sorted({t.device.type for t in tensors if not t.is_meta} | {"cpu"})
+    kinds = sorted({t.device.type for t in tensors} | {"cpu"})
     autocast = tuple(
         (kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)
     )
-    return facts, _freeze(structure.tree), autocast, training
+    return facts, _freeze(structure.tree), autocast, model
 
 
 def describe_key_change(old: Any, new: Any, names: list[str]) -> str:
@@ -229,5 +229,5 @@ def describe_key_change(old: Any, new: Any, names: list[str]) -> str:
     if old[2] != new[2]:
         changes.append("autocast differs")
     if old[3] != new[3]:
-        changes.append("train/eval differs")
+        changes.append("the model itself was changed")
     return "; ".join(changes) or "nothing visible"

@@ -29,12 +29,21 @@ from synccache.fx.frames import (
     Unplaceable,
     autocast_state,
     is_leaf,
+    is_offloaded,
+    is_opaque,
     module_calls_seen,
     plain_module_call,
     user_line,
 )
 from synccache.fx.inputs import Leaf, Structure, flatten, index_paths
-from synccache.fx.targets import is_cast, shape_from_values, tells_facts, write_call
+from synccache.fx.targets import (
+    PLAIN,
+    is_cast,
+    is_plain,
+    shape_from_values,
+    tells_facts,
+    write_call,
+)
 from synccache.fx.tensors import (
     Memories,
     Watch,
@@ -47,18 +56,6 @@ from synccache.fx.tensors import (
 _COMPARISONS = ("equal", "allclose")
 _LEAVES_TORCH = ("numpy", "__array__", "data_ptr", "__dlpack__")
 _OVERWRITES = ("copy_", "zero_", "fill_")
-_PLAIN = (
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    range,
-)
 
 
 class Recorder(TorchFunctionMode):
@@ -90,6 +87,8 @@ class Recorder(TorchFunctionMode):
         self._hidden: dict[int, Node] = {}  # storage key -> the call that wrote to it unasked
         self._owned: dict[int, str] = {}  # memory -> the model's tensor in it
         self._watch = Watch()
+        offloaded = model if is_offloaded(model) else nn.Module()
+        self._brought = {f"model.{n}" for n, _ in offloaded.named_parameters(recurse=False)}
 
     # ---- running
 
@@ -133,11 +132,17 @@ class Recorder(TorchFunctionMode):
 
     def _call_leaf(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
         mapped = self._map((args, kwargs))
+
+        def emit(a: Any, k: Any) -> Node:
+            node = self.graph.call_module(f"model.{path}", a, k)
+            node.meta["opaque"] = path in self.closed or is_opaque(module)
+            return node
+
         self.paused = True
         try:
             with torch.compiler.set_stance("default"):
-                out = self._run(lambda: plain_module_call(module, *args, **kwargs), (args, kwargs), mapped,
-                                lambda a, k: self.graph.call_module(f"model.{path}", a, k))  # fmt: skip
+                out = self._run(lambda: plain_module_call(module, *args, **kwargs), (args, kwargs),
+                                mapped, emit)  # fmt: skip
         finally:
             self.paused = False
         if path in self.closed:
@@ -157,7 +162,6 @@ class Recorder(TorchFunctionMode):
         if name in ops.READERS or name in _COMPARISONS:
             return self._read_value(func, name, args, kwargs)
         if name in _LEAVES_TORCH and any(self._depends_on(t) for t in tensors):
-            func(*args, **kwargs)  # refused there, where the recording has shapes only
             raise Unplaceable(self.frame.path, user_line())
         if name == "__deepcopy__":
             return self._run(lambda: func(*args, **kwargs), args, self._map(((args[0],), {})),
@@ -337,6 +341,7 @@ class Recorder(TorchFunctionMode):
         node = self.graph.get_attr(target)
         self._mark(node, 0)
         self._describe(node, tensor, frame=self.frames[0])
+        node.meta["opaque"] = target in self._brought
         self._owned[self._memories.of(tensor)] = target
         self._know(tensor, node)
         write = self._hidden.get(storage_key(tensor) or 0)
@@ -375,7 +380,7 @@ class Recorder(TorchFunctionMode):
             return {k: self._map(v) for k, v in value.items()}
         if isinstance(value, slice):
             return slice(self._map(value.start), self._map(value.stop), self._map(value.step))
-        if value is None or value is Ellipsis or isinstance(value, _PLAIN):
+        if value is None or value is Ellipsis or isinstance(value, PLAIN):
             return value
         name = f"object_{len(self.constants)}"
         self.constants[name] = value
@@ -385,14 +390,6 @@ class Recorder(TorchFunctionMode):
 
     def _expressible(self, value: Any) -> Any:
         try:
-            return self._map(value) if _is_plain(value) else None
+            return self._map(value) if is_plain(value) else None
         except Unplaceable:
             return None
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) in (list, tuple):
-        return all(_is_plain(v) for v in value)
-    if type(value) is dict:
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    return value is None or isinstance(value, (torch.Tensor, *_PLAIN))

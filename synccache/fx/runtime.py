@@ -83,6 +83,15 @@ class Trajectory:
     leader: Hashable = None
     kept: dict[str, list[_Kept]] = field(default_factory=dict)
     syncs: int = 0  # device-to-host transfers: one for the timestep of a call, one for a gate
+    weights: int | None = None  # the state of the model's weights that all of this was made with
+
+    def rely_on(self, weights: int) -> None:
+        """Forgets what was computed with other weights than the model has now."""
+        if self.weights not in (None, weights):
+            self.kept = {}
+            for state in self.branches.values():
+                state.belong_to(None)
+        self.weights = weights
 
     def enter(self, noise: float | None, branch: Hashable | None) -> tuple[Hashable, BranchState]:
         """Key and state of the guidance branch that a call at this noise level belongs to."""

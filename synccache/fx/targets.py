@@ -36,6 +36,10 @@ _REVERSED: dict[str, Callable[..., Any]] = {
     "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
     "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
 }  # fmt: skip
+PLAIN = (  # what a graph writes down as it is
+    int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format,
+    range,
+)  # fmt: skip
 _CASTS = {"to", "float", "half", "bfloat16", "double", "type"}
 _VALUE_SHAPED = {
     "nonzero", "masked_select", "unique", "unique_consecutive", "repeat_interleave", "argwhere",
@@ -89,3 +93,12 @@ def shape_from_values(node: Node, args: Any) -> bool:
         dtypes = [i.meta.get("dtype") for i in indices if isinstance(i, Node)]
         return torch.bool in dtypes or torch.uint8 in dtypes
     return False
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is made of tensors, ``PLAIN`` and the containers that a graph can hold."""
+    if type(value) in (list, tuple):
+        return all(is_plain(v) for v in value)
+    if type(value) is dict:
+        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+    return value is None or isinstance(value, (torch.Tensor, *PLAIN))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import cache
 from typing import Any
 
 import torch
@@ -72,35 +71,27 @@ class Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.written: set[int] = set()
+        self._writing: dict[Any, tuple[tuple[int, str], ...]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # composite operations arrive whole there
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         elif "scaled_dot_product" in packet.__name__ and "backward" not in packet.__name__:
             self.flops += sdpa_flop_count(*(_four_dims(a.shape) for a in args[:3]))
-        keys = (storage_key(t) for t in tensors_written(func, args, kwargs))
-        self.written.update(k for k in keys if k is not None)
+        if func not in self._writing:
+            self._writing[func] = _written_arguments(func)
+        for position, name in self._writing[func]:
+            target = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in target if isinstance(target, (list, tuple)) else (target,):
+                key = storage_key(tensor) if isinstance(tensor, torch.Tensor) else None
+                if key is not None:
+                    self.written.add(key)
         return out
 
 
-def tensors_written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """The operands that an ATen operation writes to, by its schema."""
-    found: list[Any] = []
-    for position, name in _written_arguments(func):
-        target = args[position] if position < len(args) else kwargs.get(name)
-        found += target if isinstance(target, (list, tuple)) else [target]
-    return [t for t in found if isinstance(t, torch.Tensor)]
-
-
-@cache
 def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
     schema = func._schema
     return tuple(

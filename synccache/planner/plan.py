@@ -15,7 +15,7 @@ from synccache.errors import PlanError
 from synccache.planner.plan_check import mismatches
 from synccache.planner.plan_json import array, choice, json_value, record
 from synccache.planner.plan_text import difference, plan_text
-from synccache.planner.problem import MEASURED, ChainProblem, DriftSource
+from synccache.planner.problem import ChainProblem, DriftSource
 from synccache.planner.quantities import (
     checked_amount,
     checked_count,
@@ -140,13 +140,11 @@ class Plan:
     drift_source: DriftSource
     frontier: tuple[Alternative, ...]
     fingerprint: str
-    seconds_source: str = MEASURED
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         checked_text(self.policy, "policy")
         checked_text(self.model, "model")
-        checked_text(self.seconds_source, "seconds_source")
         _check_regions(self.regions)
         _check_names(self.kept_lives, "kept_lives")
         checked_count(self.live_total, "live_total")

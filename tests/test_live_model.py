@@ -1,0 +1,164 @@
+"""A model that is changed after it was compiled: it goes on with the changed model's own bits.
+
+The libraries are the real ones: peft, accelerate, torchao, diffusers. Every change is made to the
+model itself; the reference is a second, equal model with the same change.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from table_models import TableCase, build
+from torch import Tensor
+
+import synccache
+from synccache.fx.inputs import flatten
+
+
+def case_and_compiled() -> tuple[TableCase, Any]:
+    case = build("wan_t2v")
+    return case, synccache.compile(case.model, "exact", conditions=case.conditions)
+
+
+@cache
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """One object for one tensor and dtype, as a loop passes it."""
+    return tensor.to(dtype)
+
+
+def results(
+    call: Callable[..., Any], case: TableCase, *calls: tuple[int, float, int]
+) -> list[Tensor]:
+    found: list[Tensor] = []
+    for k, timestep, branch in calls:
+        args, kwargs = case.inputs(k, timestep, branch)
+        for name in ("hidden_states", "encoder_hidden_states"):
+            kwargs[name] = cast(kwargs[name], case.model.dtype)
+        with torch.no_grad():
+            found += [t.clone() for t in flatten(call(*args, **kwargs))[0]]
+    return found
+
+
+STEPS = [(0, 900.0, 0), (0, 900.0, 1), (1, 800.0, 0), (1, 800.0, 1)]
+LATER = [(2, 700.0, 0), (2, 700.0, 1), (3, 600.0, 0), (3, 600.0, 1)]
+
+
+def agree(compiled: Any, case: TableCase, calls: list[tuple[int, float, int]]) -> bool:
+    expected, found = results(case.model, case, *calls), results(compiled, case, *calls)
+    return all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def lora_config(rank: int = 2) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank, lora_alpha=4, init_lora_weights=False, target_modules=["to_k", "to_v", "to_q"]
+    )
+
+
+def test_an_adapter_loaded_scaled_switched_off_and_unloaded_in_the_middle_of_a_run() -> None:
+    case, compiled = case_and_compiled()
+    model: Any = case.model
+    plain = results(compiled, case, *LATER)
+    assert agree(compiled, case, STEPS)
+
+    torch.manual_seed(1)
+    model.add_adapter(lora_config(), "style")
+    changed = results(compiled, case, *LATER)
+    assert agree(compiled, case, LATER)
+    assert not torch.equal(plain[0], changed[0])
+
+    model.set_adapters("style", weights=0.3)
+    assert agree(compiled, case, LATER)
+    assert not torch.equal(changed[0], results(compiled, case, *LATER)[0])
+
+    model.disable_adapters()
+    assert agree(compiled, case, LATER)
+    model.enable_adapters()
+    assert agree(compiled, case, LATER)
+    model.unload_lora()
+    assert agree(compiled, case, LATER)
+    assert torch.equal(plain[0], results(compiled, case, *LATER)[0])
+    assert compiled.captures <= 6
+
+
+def test_fused_adapters() -> None:
+    case, compiled = case_and_compiled()
+    model: Any = case.model
+    torch.manual_seed(1)
+    model.add_adapter(lora_config(), "style")
+    assert agree(compiled, case, STEPS)
+    model.fuse_lora()
+    assert agree(compiled, case, LATER)
+    model.unfuse_lora()
+    assert agree(compiled, case, LATER)
+
+
+def test_a_dtype_move() -> None:
+    case, compiled = case_and_compiled()
+    assert agree(compiled, case, STEPS)
+    compiled.to(torch.bfloat16)
+    assert case.model.dtype == compiled.dtype == torch.bfloat16
+    assert agree(compiled, case, LATER)
+    compiled.to(torch.float32)
+    assert agree(compiled, case, STEPS)
+
+
+def test_a_device_move_is_another_recording() -> None:
+    case, compiled = case_and_compiled()
+    assert agree(compiled, case, STEPS)
+    before = compiled._state.structure
+    compiled.to("meta")
+    compiled._state.look()
+    assert compiled._state.structure != before
+    assert compiled.device == torch.device("meta")
+
+
+def test_linears_quantised_by_torchao() -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    case, compiled = case_and_compiled()
+    assert agree(compiled, case, STEPS)
+    quantize_(case.model, Int8WeightOnlyConfig())
+    assert agree(compiled, case, LATER)
+    assert agree(compiled, case, STEPS)
+
+
+def test_offloaded_by_accelerate() -> None:
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_module
+
+    case, compiled = case_and_compiled()
+    assert agree(compiled, case, STEPS)
+    cpu_offload(case.model, execution_device=torch.device("cpu"))
+    assert agree(compiled, case, LATER)
+    assert agree(compiled, case, STEPS)
+    remove_hook_from_module(case.model, recurse=True)
+    assert agree(compiled, case, LATER)
+
+
+def test_repeated_blocks_compiled_by_diffusers() -> None:
+    case, compiled = case_and_compiled()
+    assert agree(compiled, case, STEPS)
+    case.model.compile_repeated_blocks(backend="eager")
+    assert agree(compiled, case, LATER)
+    called = [n.target for n in compiled.variant.captured.graph.nodes if n.op == "call_module"]
+    assert [f"model.blocks.{k}" for k in range(4)] == [t for t in called if "blocks" in t]
+
+
+def test_weights_cast_layer_by_layer() -> None:
+    case, compiled = case_and_compiled()
+    assert agree(compiled, case, STEPS)
+    case.model.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert agree(compiled, case, LATER)
+
+
+def test_group_offloading() -> None:
+    case, compiled = case_and_compiled()
+    assert agree(compiled, case, STEPS)
+    case.model.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+    )  # fmt: skip
+    assert agree(compiled, case, LATER)
