@@ -21,15 +21,23 @@ from synccache.fx.conditions import tag_inputs
 from synccache.fx.cost import chain_problem, lives_between, visual_flops
 from synccache.fx.hoist import hoistable
 from synccache.fx.masks import token_masks
-from synccache.fx.match import RuleMatch, main_stream, match
+from synccache.fx.match import RuleMatch, match
 from synccache.fx.program import ResidualProgram, residual_program
 from synccache.fx.regions import Layout, lay_out
 from synccache.fx.rewrite import rewrite
+from synccache.fx.taps import main_stream
 from synccache.fx.variant import Variant
 from synccache.planner import Plan, parse_bytes, plan_chain
 from synccache.planner.calibration import Calibration
 from synccache.policies import by_name
-from synccache.policies.dsl import MaskWeight, Policy, RelativeL1, measured_signals
+from synccache.policies.dsl import (
+    MaskWeight,
+    MeanChange,
+    Policy,
+    RelativeL1,
+    measured_signals,
+    weights_of,
+)
 from synccache.policies.files import is_file, load
 
 
@@ -190,14 +198,9 @@ def _probes(matches: tuple[RuleMatch, ...]) -> list[Any]:
 
 
 def _wants_mask(matches: tuple[RuleMatch, ...]) -> set[str]:
-    names = set()
-    for found in matches:
-        for signal in measured_signals(found.rule.when):
-            while not isinstance(signal, RelativeL1):
-                signal = signal.of  # type: ignore[attr-defined]
-            if isinstance(signal.weight, MaskWeight):
-                names.add(signal.weight.name)
-    return names
+    signals = [s for found in matches for s in measured_signals(found.rule.when)]
+    weighed = [s for s in signals if isinstance(s, (RelativeL1, MeanChange))]
+    return {w.name for s in weighed for w in weights_of(s) if isinstance(w, MaskWeight)}
 
 
 def _mask_tokens(program: ResidualProgram) -> int:

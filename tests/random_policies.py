@@ -24,32 +24,6 @@ selectors: st.SearchStrategy[dsl.Selector] = st.recursive(
     ),
     max_leaves=4,
 )
-weights = st.none() | st.builds(dsl.MaskWeight, NAMES, st.floats(0, 1e6))
-measured: st.SearchStrategy[dsl.Signal] = st.recursive(
-    st.builds(
-        dsl.RelativeL1,
-        st.builds(dsl.Output, selectors) | st.builds(dsl.Residual, selectors),
-        st.sampled_from(dsl.Since),
-        weights,
-    ),
-    lambda inner: st.one_of(
-        st.builds(dsl.Accumulated, inner), st.builds(dsl.Polynomial, inner, COEFFICIENTS)
-    ),
-    max_leaves=3,
-)
-signals = measured | st.sampled_from(list(dsl.COUNTERS)).map(dsl.Counter)
-conditions: st.SearchStrategy[dsl.Condition] = st.recursive(
-    st.one_of(
-        st.builds(dsl.Compare, signals, st.sampled_from(["<", "<=", ">", ">="]), LIMITS),
-        st.builds(dsl.Steps, st.text("CS", min_size=1, max_size=9)),
-    ),
-    lambda inner: st.one_of(
-        st.builds(dsl.And, inner, inner),
-        st.builds(dsl.Or, inner, inner),
-        st.builds(dsl.Not, inner),
-    ),
-    max_leaves=4,
-)
 ORDERS = st.integers(0, 4)
 by_steps: st.SearchStrategy[dsl.Predictor] = st.one_of(
     st.just(dsl.Hold()),
@@ -57,6 +31,85 @@ by_steps: st.SearchStrategy[dsl.Predictor] = st.one_of(
     st.builds(dsl.Taylor, ORDERS, st.integers(0, 5)),
     st.builds(dsl.Newton, ORDERS),
     st.builds(dsl.Hermite, ORDERS, st.floats(0.1, 1.5), st.integers(0, 5)),
+)
+one_weight = st.one_of(
+    st.builds(dsl.MaskWeight, NAMES, st.floats(0, 1e6)),
+    st.builds(dsl.Spectral, st.floats(0, 4), st.floats(1, 1000)),
+    st.builds(dsl.ChannelStride, st.integers(1, 9)),
+)
+weights = st.none() | one_weight | st.lists(one_weight, min_size=1, max_size=2).map(tuple)
+early = st.one_of(
+    st.builds(dsl.Output, selectors),
+    st.builds(dsl.Residual, selectors),
+    st.builds(dsl.Modulated, selectors),
+    st.builds(dsl.ModuleOutput, selectors),
+    st.just(dsl.latent),
+    st.builds(dsl.TimeEmbedding, st.sampled_from(dsl.Stage)),
+    st.just(dsl.given("speech")),
+)
+since = st.sampled_from(dsl.Since) | st.builds(dsl.Forecast, by_steps)
+relative = st.builds(
+    dsl.RelativeL1, early, since, weights, st.sampled_from(dsl.Norm),
+    st.sampled_from(dsl.Denominator), st.floats(0, 1),
+)  # fmt: skip
+filtered = st.builds(
+    dsl.RelativeL1, early, since, st.builds(dsl.TokenFilter, st.floats(0, 1)), st.just(dsl.RATIO_OF_MEANS)
+)  # fmt: skip
+known_late = st.one_of(
+    st.builds(dsl.RelativeL1, st.just(dsl.prediction), since, st.none()),
+    st.builds(dsl.ExactError, selectors, st.sampled_from(dsl.Norm)),
+)
+leaves = st.one_of(
+    relative,
+    filtered,
+    st.builds(dsl.MeanChange, early, since, weights),
+    st.builds(dsl.MeanSize, early | st.just(dsl.prediction), st.sampled_from(dsl.Since)),
+    st.builds(dsl.Gain, early | st.just(dsl.prediction), early),
+    st.builds(dsl.Lagged, known_late, st.none() | st.floats(0, 1)),
+    st.just(dsl.given("loudness")),
+)
+FACTORS = st.floats(-10, 10)
+measured: st.SearchStrategy[dsl.Signal] = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.builds(dsl.Accumulated, inner, st.sampled_from(dsl.Reset)),
+        st.builds(dsl.Polynomial, inner, COEFFICIENTS),
+        st.builds(dsl.Deviation, inner),
+        st.builds(dsl.Lagged, inner, st.none() | FACTORS),
+        st.builds(dsl.Absolute, inner),
+        st.builds(dsl.Arithmetic, inner, st.sampled_from("+-*/"), inner | FACTORS),
+    ),
+    max_leaves=3,
+)
+counters = st.sampled_from(list(dsl.COUNTERS)).map(dsl.Counter)
+signals = st.one_of(
+    measured,
+    counters,
+    st.builds(dsl.Table, COEFFICIENTS),
+    st.builds(dsl.Share, st.floats(0, 1), st.sampled_from(dsl.Rounding)),
+)
+limits = LIMITS | signals | st.builds(dsl.Decay, st.floats(0, 9), st.floats(0, 1), st.floats(0, 1))
+simple = st.one_of(
+    st.builds(dsl.Compare, signals, st.sampled_from(["<", "<=", ">", ">="]), limits),
+    st.builds(dsl.Steps, st.text("CS", min_size=1, max_size=9)),
+    st.builds(dsl.Between, signals, st.floats(-9, 0), st.floats(1, 9)),
+    st.builds(
+        dsl.Every,
+        st.sampled_from([dsl.step, dsl.steps_left]),
+        st.integers(1, 9),
+        st.integers(-9, 9),
+    ),
+)
+conditions: st.SearchStrategy[dsl.Condition] = st.recursive(
+    simple,
+    lambda inner: st.one_of(
+        st.builds(dsl.And, inner, inner),
+        st.builds(dsl.Or, inner, inner),
+        st.builds(dsl.Not, inner),
+        st.builds(lambda of, then: dsl.choose(of, then, 1.0) <= 0.5, inner, signals),
+        st.builds(lambda of, signal: dsl.accumulated(signal, counting=of) <= 0.5, inner, measured),
+    ),
+    max_leaves=4,
 )
 predictors: st.SearchStrategy[dsl.Predictor] = st.one_of(
     by_steps,
@@ -72,7 +125,17 @@ skips = st.one_of(
     st.builds(dsl.Modules, selectors, st.booleans()),
     st.just(dsl.network),
 )
-rules = st.builds(dsl.Rule, skips, conditions, predictors)
+anchored = st.builds(
+    lambda when, of: when & (dsl.relative_l1(dsl.output(of), since=dsl.PREVIOUS) <= 0.1),
+    conditions,
+    selectors,
+)  # TwoAnchor needs a probe of its own kind
+rules = st.one_of(
+    st.builds(
+        dsl.Rule, skips, conditions, predictors.filter(lambda p: not isinstance(p, dsl.TwoAnchor))
+    ),
+    st.builds(dsl.Rule, skips, anchored, predictors),
+)
 policies = st.builds(
     dsl.Policy, NAMES, st.lists(rules, max_size=3).map(tuple), st.sampled_from(dsl.Leader)
 )

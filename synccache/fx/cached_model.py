@@ -212,11 +212,13 @@ class CachedModel(nn.Module):
         noise = self._noise(variant, tensors)
         if noise is not None:
             if trajectory.step >= 0 and noise > trajectory.noise:
-                trajectory = self._trajectories[name] = Trajectory(steps=trajectory.steps)
+                trajectory = self._trajectories[name] = Trajectory(
+                    steps=trajectory.steps, next_given=trajectory.next_given
+                )
             trajectory.syncs += 1
         trajectory.rely_on(self._state.weights)
         key, state = trajectory.enter(noise, self._branch.get())
-        return Call(trajectory, state, key, self._request.policy.leader, {})
+        return Call(trajectory, state, key, self._request.policy.leader, {}, given=trajectory.given)
 
     def _planned_again(self, variant: Variant, branches: int) -> Variant:
         """The variant for more guidance branches: caches multiply, so the plan may change."""
@@ -257,6 +259,14 @@ class CachedModel(nn.Module):
         ):
             raise StateError(f"begin(steps=...) takes a positive integer, got {steps!r}.")
         self._trajectories[self._key.get()] = Trajectory(steps=steps)
+
+    def give(self, **values: Any) -> None:
+        """What the policy's ``given(name)`` reads on the step that begins with the next call.
+
+        A number or a tensor by name; for one step: the step after it needs another ``give``.
+        """
+        trajectory = self._trajectories.setdefault(self._key.get(), Trajectory())
+        trajectory.next_given.update(values)
 
     def _forget_trajectory(self) -> None:
         name = self._key.get()

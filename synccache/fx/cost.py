@@ -12,9 +12,10 @@ from synccache.fx.capture import Captured
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
+from synccache.fx.taps import anchor_probe, kept, prediction_node
 from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_table
 from synccache.policies import dsl
-from synccache.policies.dsl import AUDIO, FIRST_BRANCH, Hold, Leader
+from synccache.policies.dsl import AUDIO, FIRST_BRANCH, Hold, Leader, TwoAnchor
 
 
 def weights_bytes(model: nn.Module) -> int:
@@ -76,25 +77,33 @@ def visual_flops(program: ResidualProgram) -> int:
     return sum(b.flops for b in program.branches if AUDIO not in b.reads)
 
 
-def probe_bytes(matches: Sequence[RuleMatch], leader: Leader) -> tuple[int, int]:
+def probe_bytes(
+    matches: Sequence[RuleMatch], program: ResidualProgram, leader: Leader
+) -> tuple[int, int]:
     """Bytes that gates keep: (for each guidance branch, once)."""
-    total = 0
+    by_leader = by_branch = 0
     for found in matches:
-        kept = {
-            (s.probe, s.since)
-            for s in _measures(found.rule.when)
-        }  # fmt: skip
-        total += sum(node_bytes(found.taps[probe].after) for probe, _ in kept)
-    return (0, total) if leader is FIRST_BRANCH else (total, 0)
+        signals = dsl.measured_signals(found.rule.when)
+        by_leader += sum(_kept_bytes(found, program, *item) for item in kept(signals))
+        if isinstance(found.rule.reuse, TwoAnchor):
+            by_branch += 2 * node_bytes(found.taps[anchor_probe(found.rule)].after)
+    return (by_branch, by_leader) if leader is FIRST_BRANCH else (by_branch + by_leader, 0)
 
 
-def _measures(condition: dsl.Condition) -> list[dsl.RelativeL1]:
-    found = []
-    for signal in dsl.measured_signals(condition):
-        while not isinstance(signal, dsl.RelativeL1):
-            signal = signal.of  # type: ignore[attr-defined]
-        found.append(signal)
-    return found
+def _kept_bytes(
+    found: RuleMatch, program: ResidualProgram, probe: dsl.Probe,
+    since: dsl.Since | dsl.Forecast, weights: tuple[dsl.Weight, ...],
+) -> int:  # fmt: skip
+    """Bytes of one reference; what the user gives is not known here and counts as nothing."""
+    if isinstance(probe, dsl.Given):
+        return 0
+    node = found.taps[probe].after if probe in found.taps else prediction_node(program)
+    count = since.predictor.history if isinstance(since, dsl.Forecast) else 1
+    for weight in weights:
+        if isinstance(weight, dsl.ChannelStride):
+            channels = node.meta["shape"][-1]
+            return count * node_bytes(node) // channels * -(-channels // weight.n)
+    return count * node_bytes(node)
 
 
 def chain_problem(
@@ -105,7 +114,7 @@ def chain_problem(
     """What the planner needs to know of this model, policy and these shapes."""
     regions = layout.regions
     lives = [_lives_between(program, a, b, layout) for a, b in zip(regions, regions[1:])]
-    fixed, shared = probe_bytes(matches, leader)
+    fixed, shared = probe_bytes(matches, program, leader)
     predictors = {type(m.rule.reuse) for m in matches} or {Hold}
 
     def merged(first: int, end: int) -> int:

@@ -1,30 +1,36 @@
-"""Gates: a rule's condition, evaluated once a step on the device with one transfer to the host."""
+"""Gates: a rule's condition, evaluated once a step with at most one transfer from the device.
+
+On a step, for the guidance branch that decides: the numbers of the condition are measured on the
+device, stacked and read at once; ``policies.evaluate`` says what they mean; the references for later
+steps are kept. A rule whose condition measures nothing has no probe and waits for no device.
+"""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from synccache.errors import StateError
+from synccache.fx import metrics
+from synccache.fx.gate_state import Anchors, GateState
 from synccache.fx.match import RuleMatch
-from synccache.fx.runtime import BranchState, Call
+from synccache.fx.predict import predict
+from synccache.fx.runtime import Call
+from synccache.fx.taps import Transform, anchor_probe, kept, kept_key, reads_prediction
 from synccache.policies import dsl
+from synccache.policies.evaluate import Now
 
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
+_CALLERS = (dsl.Latent, dsl.Prediction, dsl.Given)  # tensors that the caller may write to
 
 
 class Gate(nn.Module):
     """Decides whether the regions of one rule are skipped in this call.
 
-    ``forward(call, *probes)``: for each probe of the rule the stream after it, and the stream
-    before it where the probe is a residual. Device syncs: one where the condition measures
-    something, none otherwise (a step mask, an interval, a counter).
+    ``forward(call, *probes)``: the values of ``matched.taps`` in order, two where the probe is a
+    residual. ``settle(call, skipped, prediction)`` follows at the end of the forward where the rule
+    watches the model's output.
     """
 
     def __init__(
@@ -34,37 +40,44 @@ class Gate(nn.Module):
         self.rule, self.matched, self.runs, self.copy = rule, matched, runs, copy
         self.condition = matched.rule.when
         self.signals = dsl.measured_signals(self.condition)
+        self.settles = reads_prediction(matched.rule)
+        self.anchor = (
+            anchor_probe(matched.rule) if isinstance(matched.rule.reuse, dsl.TwoAnchor) else None
+        )
 
     def forward(self, call: Call, *probes: Tensor) -> bool:
-        state = call.state
-        can = call.meter is None and all(run in state.held for run in self.runs)
+        state = call.state.gate(self.rule)
+        can = call.meter is None and all(run in call.state.held for run in self.runs)
+        values = self._probe_values(probes)
         if call.leads:
-            skip = self._decide(call, probes, can)
+            values |= self._given(call)
+            skip = self._decide(call, state, values, can)
             call.trajectory.decided[self.rule] = skip
         else:
-            skip = call.trajectory.decided.get(self.rule, False)
-            state.forced += skip and not can
-            skip = skip and can
-        state.streaks[self.rule] = state.streaks.get(self.rule, 0) + 1 if skip else 0
+            wanted = call.trajectory.decided.get(self.rule, False)
+            call.state.forced += wanted and not can
+            skip = wanted and can
+        if self.anchor is not None:
+            self._two_anchors(call, state, values[self.anchor], skip)
+        state.streak = state.streak + 1 if skip else 0
+        state.total += skip
         return skip
 
-    def _decide(self, call: Call, probes: tuple[Tensor, ...], can: bool) -> bool:
-        state = call.state
-        values = self._probe_values(probes)
-        base = self._measure(call, values)
-        known: dict[dsl.Signal, float | None] = dict(base)
-        for signal in self.signals:
-            self._derive(signal, known, state)
-        wanted = all(known[s] is not None for s in self.signals)
-        wanted = wanted and self._holds(self.condition, known, call)
+    def _decide(
+        self, call: Call, state: GateState, values: dict[dsl.Probe, Tensor], can: bool
+    ) -> bool:
+        measured = self._measure(call, state, values)
+        now = Now(self._counters(call, state), measured, state.memory)
+        wanted = now.holds(self.condition) is True
         skip = wanted and can
-        state.forced += wanted and not can
-        if not skip:
-            for signal in self.signals:
-                if isinstance(signal, dsl.Accumulated):
-                    state.sums[self.rule, signal] = 0.0
-        self._remember(state, values, base, skip)
+        call.state.forced += wanted and not can
+        if not wanted:
+            _note_blocked(now, self.condition, state)
+        now.finish(self.condition, skipped=skip)
+        self._remember(call, state, values, skip)
         return skip
+
+    # ---- probes
 
     def _probe_values(self, probes: tuple[Tensor, ...]) -> dict[dsl.Probe, Tensor]:
         values, rest = {}, list(probes)
@@ -73,136 +86,209 @@ class Gate(nn.Module):
             values[probe] = after - rest.pop(0) if taps.before is not None else after
         return values
 
-    def _measure(
-        self, call: Call, values: dict[dsl.Probe, Tensor]
-    ) -> dict[dsl.Signal, float | None]:
-        wanted = [s for s in self.signals if isinstance(s, dsl.RelativeL1)]
-        wanted += [s for s in map(_innermost, self.signals) if s not in wanted]
-        wanted = list(dict.fromkeys(wanted))
-        found: dict[dsl.Signal, float | None] = dict.fromkeys(wanted)
-        ready, numbers = [], []
-        for signal in wanted:
-            reference = call.state.references.get((self.rule, signal.probe, signal.since))
-            now = values[signal.probe]
-            if reference is not None and reference.shape == now.shape:
-                ready.append(signal)
-                numbers.append(relative_l1(now, reference, _weights(signal.weight, now, call)))
-        if ready:
-            call.syncs += 1
-            found.update(zip(ready, torch.stack(numbers).tolist()))
+    def _given(self, call: Call) -> dict[dsl.Probe, Tensor]:
+        found: dict[dsl.Probe, Tensor] = {}
+        for signal in self.signals:
+            for part in (signal, *(getattr(signal, n, None) for n in ("probe", "of", "per"))):
+                if isinstance(part, dsl.Given):
+                    found[part] = _as_tensor(part, call)
         return found
 
-    def _derive(
-        self, signal: dsl.Signal, known: dict[dsl.Signal, float | None], state: BranchState
-    ) -> float | None:
-        """The value of a signal from those it is made of; sums advance once a step."""
-        if signal in known:
-            return known[signal]
-        inner = self._derive(signal.of, known, state)  # type: ignore[attr-defined]
-        if isinstance(signal, dsl.Polynomial):
-            value = None if inner is None else _polynomial(signal.coefficients, inner)
-        else:
-            total = state.sums.get((self.rule, signal), 0.0) + (inner or 0.0)
-            state.sums[self.rule, signal] = total
-            value = None if inner is None else total
-        known[signal] = value
-        return value
+    def _counters(self, call: Call, state: GateState) -> dict[str, float | None]:
+        run = call.trajectory
+        left = None if run.steps is None else run.steps - 1 - run.step
+        return {
+            "step": run.step, "skips": state.streak, "skipped": state.total, "steps": run.steps,
+            "steps_left": left, "timestep": run.noise, "noise": run.relative_noise,
+            "progress": 1.0 - run.relative_noise,
+        }  # fmt: skip
 
-    def _remember(self, state: BranchState, values: dict[dsl.Probe, Tensor],
-                  base: dict[dsl.Signal, float | None], skip: bool) -> None:  # fmt: skip
-        for signal in base:
-            assert isinstance(signal, dsl.RelativeL1)
-            if signal.since is dsl.PREVIOUS or not skip:
-                value = values[signal.probe].detach()
-                fresh = isinstance(signal.probe, dsl.Residual)
-                state.references[self.rule, signal.probe, signal.since] = (
-                    value.clone() if self.copy and not fresh else value
-                )
+    # ---- numbers
 
-    def _holds(
-        self, condition: dsl.Condition, known: dict[dsl.Signal, float | None], call: Call
-    ) -> bool:
-        if isinstance(condition, dsl.Compare):
-            left = condition.left
-            value = self._counter(left.name, call) if isinstance(left, dsl.Counter) else known[left]
-            return _COMPARE[condition.operator](value, condition.limit)  # type: ignore[arg-type]
-        if isinstance(condition, dsl.Steps):
-            letters = condition.letters
-            return letters[min(call.trajectory.step, len(letters) - 1)] == "S"
-        if isinstance(condition, dsl.And):
-            return self._holds(condition.left, known, call) and self._holds(
-                condition.right, known, call
-            )
-        if isinstance(condition, dsl.Or):
-            return self._holds(condition.left, known, call) or self._holds(
-                condition.right, known, call
-            )
-        if isinstance(condition, dsl.Not):
-            return not self._holds(condition.of, known, call)
-        raise StateError(f"no rule says when {condition!r} holds.")
+    def _measure(
+        self, call: Call, state: GateState, values: dict[dsl.Probe, Tensor]
+    ) -> dict[dsl.Signal, float | None]:
+        """The numbers of this decision: one transfer for all of them."""
+        found: dict[dsl.Signal, float | None] = dict.fromkeys(self.signals)
+        pending: dict[dsl.Signal, tuple[Tensor, ...]] = {}
+        for signal in self.signals:
+            pending[signal] = self._on_device(signal, call, state, values)
+        numbers = [n for parts in pending.values() for n in parts]
+        if not numbers:
+            return found
+        call.syncs += 1
+        read = torch.stack([n.float() for n in numbers]).tolist()
+        for signal, parts in pending.items():
+            mine, read = read[: len(parts)], read[len(parts) :]
+            if len(mine) == 2:  # a gain: one over the other
+                found[signal] = mine[0] / mine[1] if mine[1] else None
+            elif mine:
+                found[signal] = mine[0]
+        return found
 
-    def _counter(self, name: str, call: Call) -> float:
-        trajectory = call.trajectory
-        if name == "step":
-            return trajectory.step
-        if name == "skips":
-            return call.state.streaks.get(self.rule, 0)
-        if name == "noise":
-            return trajectory.relative_noise
-        if name == "progress":
-            return 1.0 - trajectory.relative_noise
-        if trajectory.steps is None:
-            raise StateError(
-                "the policy asks how many steps are left, but their number is not known.",
-                hint="Call compiled.begin(steps=...) before the first step.",
-            )
-        return trajectory.steps - 1 - trajectory.step
+    def _on_device(
+        self, signal: dsl.Signal, call: Call, state: GateState, values: dict[dsl.Probe, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The numbers that a signal is made of; none where it is undefined."""
+        if isinstance(signal, dsl.Given):
+            return (values[signal].reshape(()),)
+        if isinstance(signal, dsl.Gain):
+            return state.gains.get(signal, ())
+        if dsl.late(signal):
+            step, value = state.late.get(signal, (-1, None))
+            return (value,) if value is not None and step == call.trajectory.step - 1 else ()
+        if isinstance(signal, dsl.MeanSize):
+            value = state.references.get((signal.probe, signal.since, ()))
+            return () if value is None else (metrics.mean_size(value),)
+        assert isinstance(signal, (dsl.RelativeL1, dsl.MeanChange))
+        return self._change(signal, call, state, values[signal.probe])
 
+    def _change(
+        self, signal: dsl.RelativeL1 | dsl.MeanChange, call: Call, state: GateState, now: Tensor
+    ) -> tuple[Tensor, ...]:
+        reference = self._reference(signal, call, state)
+        now = metrics.prepared(now, dsl.weights_of(signal), call.trajectory.noise)
+        if reference is None or reference.shape != now.shape:
+            return ()
+        masks = [w for w in dsl.weights_of(signal) if isinstance(w, dsl.MaskWeight)]
+        tokens = None
+        for weight in masks:
+            mask = call.masks.get(weight.name)
+            one = metrics.mask_weights(weight, mask, call.state.writes, now)
+            tokens = one if tokens is None else tokens if one is None else tokens * one
+        return (metrics.change(signal, now, reference, tokens),)
 
-def _innermost(signal: dsl.Signal) -> Any:
-    while not isinstance(signal, dsl.RelativeL1):
-        signal = signal.of  # type: ignore[attr-defined]
-    return signal
-
-
-def _polynomial(coefficients: tuple[float, ...], x: float) -> float:
-    value = 0.0
-    for coefficient in coefficients:
-        value = value * x + coefficient
-    return value
-
-
-def relative_l1(now: Tensor, reference: Tensor, weights: Tensor | None) -> Tensor:
-    """``sum w |now - reference| / sum w |reference|`` as a 0-d float32 tensor.
-
-    Shapes: now, reference [batch, tokens, channels]; weights [batch or 1, tokens].
-    """
-    change, size = now.float() - reference.float(), reference.float()
-    if weights is None:
-        return change.abs().sum() / size.abs().sum()
-    by_token = torch.linalg.vector_norm(change, ord=1, dim=-1).flatten(1)
-    return (by_token * weights).sum() / (
-        torch.linalg.vector_norm(size, ord=1, dim=-1).flatten(1) * weights
-    ).sum()
-
-
-def _weights(weight: dsl.MaskWeight | None, now: Tensor, call: Call) -> Tensor | None:
-    """Token weights of a metric, or None for uniform ones (no mask is known yet)."""
-    if weight is None:
-        return None
-    tokens = now.flatten(1, -2).shape[1]
-    mask = call.masks.get(weight.name)
-    if mask is None:
-        written = call.state.writes
-        if written is None:
+    def _reference(
+        self, signal: dsl.RelativeL1 | dsl.MeanChange, call: Call, state: GateState
+    ) -> Tensor | None:
+        key = kept_key(signal)
+        if not isinstance(signal.since, dsl.Forecast):
+            return state.references.get(key)
+        anchors = state.anchors.get(key)
+        if anchors is None:
             return None
-        inside = written / written.amax(dim=1, keepdim=True).clamp_min(1e-12)
-        return 1.0 + (weight.inside - 1.0) * inside
-    mask = mask.to(device=now.device, dtype=torch.float32)
-    weights = 1.0 + (weight.inside - 1.0) * mask
-    if mask.shape[-1] < tokens:
-        weights = torch.nn.functional.pad(weights, (0, tokens - mask.shape[-1]))
-    return weights
+        return predict(signal.since.predictor, anchors.steps, anchors.tensors, call.trajectory.step)
+
+    # ---- memory
+
+    def _remember(
+        self, call: Call, state: GateState, values: dict[dsl.Probe, Tensor], skip: bool
+    ) -> None:
+        if not skip:
+            for signal in self.signals:
+                if isinstance(signal, dsl.Gain):
+                    self._learn(signal, call, state, values)
+        for probe, since, weights in kept(self.signals):
+            if probe in values:
+                self._keep(call, state, probe, since, weights, values[probe], skip)
+
+    def _keep(
+        self, call: Call, state: GateState, probe: dsl.Probe, since: Any, weights: Transform,
+        value: Tensor, skip: bool,
+    ) -> None:  # fmt: skip
+        if skip and since is not dsl.PREVIOUS:
+            return
+        ready = metrics.prepared(value.detach(), weights, call.trajectory.noise)
+        foreign = isinstance(probe, _CALLERS) or self.copy and not isinstance(probe, dsl.Residual)
+        if foreign and ready.untyped_storage()._cdata == value.untyped_storage()._cdata:
+            ready = ready.clone()
+        if isinstance(since, dsl.Forecast):
+            anchors = state.anchors.setdefault((probe, since, weights), Anchors())
+            anchors.push(call.trajectory.step, ready, since.predictor.history)
+        else:
+            state.references[probe, since, weights] = ready
+
+    def _learn(
+        self, signal: dsl.Gain, call: Call, state: GateState, values: dict[dsl.Probe, Tensor]
+    ) -> None:
+        """A gain's numbers on a computed step; what is known only after it stays in the call."""
+        if dsl.prediction in (signal.of, signal.per):
+            for probe in (signal.of, signal.per):
+                if probe in values:
+                    call.changes[self.rule, probe] = _moved(state, probe, values[probe])
+            return
+        over, under = (_moved(state, p, values[p]) for p in (signal.of, signal.per))
+        if over is not None and under is not None:
+            state.gains[signal] = (over, under)
+
+    def settle(self, call: Call, skipped: bool, prediction: Tensor) -> None:
+        """Measures what is known only after the step, and keeps the model's output."""
+        if not call.leads:
+            return
+        state = call.state.gate(self.rule)
+        for signal in self.signals:
+            if isinstance(signal, dsl.Gain) and not skipped:
+                changes = [
+                    _moved(state, p, prediction)
+                    if isinstance(p, dsl.Prediction)
+                    else call.changes[self.rule, p]
+                    for p in (signal.of, signal.per)
+                ]
+                if changes[0] is not None and changes[1] is not None:
+                    state.gains[signal] = (changes[0], changes[1])
+            elif dsl.late(signal) and isinstance(signal, (dsl.RelativeL1, dsl.MeanChange)):
+                for value in self._change(signal, call, state, prediction):
+                    state.late[signal] = (call.trajectory.step, value)
+        for probe, since, weights in kept(self.signals):
+            if isinstance(probe, dsl.Prediction):
+                self._keep(call, state, probe, since, weights, prediction, skipped)
+
+    def _two_anchors(self, call: Call, state: GateState, now: Tensor, skip: bool) -> None:
+        """On a skipped step how far the probe is, on the device; on a computed one an anchor."""
+        anchors = state.anchors.setdefault((self.anchor, None, ()), Anchors())
+        if not skip:
+            anchors.push(call.trajectory.step, now.detach(), 2)
+        elif len(anchors.tensors) == 2:
+            ratio = metrics.two_anchor_ratio(now, *anchors.tensors)
+            call.ratios.update({region: ratio for region, _ in self.runs})
 
 
-__all__ = ["Gate", "relative_l1"]
+class Settle(nn.Module):
+    """The line behind the model's output that lets a gate see it."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.__dict__["gate"] = gate  # not a child: the graph calls it by its own name
+
+    def forward(self, call: Call, skipped: bool, prediction: Tensor) -> None:
+        self.__dict__["gate"].settle(call, skipped, prediction)
+
+
+def _moved(state: GateState, probe: dsl.Probe, now: Tensor) -> Tensor | None:
+    """``mean|now - its value on the last computed step|``; None before there is one."""
+    before = state.references.get((probe, dsl.LAST_COMPUTED, ()))
+    if before is None or before.shape != now.shape:
+        return None
+    return metrics.mean_size(now.float() - before.float())
+
+
+def _as_tensor(probe: dsl.Given, call: Call) -> Tensor:
+    if probe.name not in call.given:
+        raise StateError(
+            f"the policy reads given({probe.name!r}), but nothing of this name was given for step "
+            f"{call.trajectory.step}.",
+            hint=f"Call compiled.give({probe.name}=...) before the first call of every step.",
+        )
+    return torch.as_tensor(call.given[probe.name], dtype=None)
+
+
+def _note_blocked(now: Now, condition: dsl.Condition, state: GateState) -> None:
+    """Counts, for each side of the outermost ``&``, the steps on which it stood in the way."""
+    for part in conjuncts(condition):
+        if now.holds(part) is True:
+            continue
+        value = now.value(part.left) if isinstance(part, dsl.Compare) else None
+        count, low, high = state.blocked.get(part, (0, float("inf"), float("-inf")))
+        if value is not None:
+            low, high = min(low, value), max(high, value)
+        state.blocked[part] = (count + 1, low, high)
+
+
+def conjuncts(condition: dsl.Condition) -> tuple[dsl.Condition, ...]:
+    """The sides of the outermost ``&``, in reading order."""
+    if isinstance(condition, dsl.And):
+        return (*conjuncts(condition.left), *conjuncts(condition.right))
+    return (condition,)
+
+
+__all__ = ["Gate", "Settle", "conjuncts"]

@@ -5,25 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch.fx import Node
-
 from synccache.errors import MatchError
-from synccache.fx.dataflow import backward_closure
 from synccache.fx.program import Branch, ResidualProgram
+from synccache.fx.taps import Taps, find_taps, probes_of
 from synccache.policies import dsl
 from synccache.policies.dsl import Policy, Rule
-
-
-@dataclass(frozen=True, slots=True)
-class Taps:
-    """Where a probe is read: the stream after some branches, and before them for a residual."""
-
-    after: Node
-    before: Node | None
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        return (self.after,) if self.before is None else (self.after, self.before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +19,7 @@ class RuleMatch:
     rule: Rule
     skip: frozenset[int]  # branch indices
     planned: bool  # the planner may merge runs
-    taps: dict[dsl.Probe, Taps]
+    taps: dict[dsl.Probe, Taps]  # what the gate reads before it decides
 
 
 def select(selector: dsl.Selector, program: ResidualProgram) -> frozenset[int]:
@@ -100,11 +86,7 @@ def _match_rule(rule: Rule, number: int, program: ResidualProgram, where: str) -
             where=where, hint="Print compiled.explain() to see the branches and what they read.",
         )  # fmt: skip
     _check_tags(selector, program, where)
-    taps = {}
-    for signal in dsl.measured_signals(rule.when):
-        while not isinstance(signal, dsl.RelativeL1):
-            signal = signal.of  # type: ignore[attr-defined]
-        taps[signal.probe] = _taps(signal.probe, skip, program, where)
+    taps = {p: find_taps(p, skip, program, select, where) for p in probes_of(rule)}
     return RuleMatch(rule, skip, isinstance(rule.skip, dsl.Segments), taps)
 
 
@@ -122,34 +104,6 @@ def _check_tags(selector: dsl.Selector, program: ResidualProgram, where: str) ->
             f"no input is marked as {selector.tag}; the inputs are {inputs}.",
             where=where, hint=f"Pass conditions={{{selector.tag!r}: ['<argument name>']}} to compile().",
         )  # fmt: skip
-
-
-def main_stream(program: ResidualProgram) -> int:
-    """The stream with the most FLOPs: the one that probes are read on."""
-    return max(
-        range(len(program.streams)), key=lambda i: sum(b.flops for b in program.of_stream(i))
-    )
-
-
-def _taps(probe: dsl.Probe, skip: frozenset[int], program: ResidualProgram, where: str) -> Taps:
-    chosen = [b for b in program.branches if b.index in select(probe.of, program)]
-    if not chosen:
-        raise MatchError(f"the probe {probe!r} names no branch.", where=where)
-    heaviest = max(chosen, key=lambda b: sum(c.flops for c in chosen if c.stream == b.stream))
-    stream = main_stream(program)
-    if not any(b.stream == stream for b in chosen):
-        stream = heaviest.stream  # the main stream begins later: another one goes into it
-    mine = [b for b in chosen if b.stream == stream]
-    taken = backward_closure([mine[-1].after], set())
-    behind = [b for b in program.branches if b.index in skip and b.sum in taken]
-    if behind:
-        raise MatchError(
-            f"the probe {probe!r} reads the stream after {mine[-1].label}, which lies behind "
-            f"{behind[0].label}, a branch that this rule skips.",
-            where=where, hint="Probe blocks before the first skipped one.",
-        )  # fmt: skip
-    before = mine[0].before if isinstance(probe, dsl.Residual) else None
-    return Taps(mine[-1].after, before)
 
 
 def label_run(branches: tuple[Branch, ...]) -> str:

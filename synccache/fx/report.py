@@ -15,7 +15,7 @@ from synccache.fx.program import Branch, ResidualProgram
 from synccache.fx.runtime import AudioWrites, Invariant, SkipRegion, Trajectory, bytes_held
 from synccache.fx.variant import Variant
 from synccache.planner import format_bytes
-from synccache.policies import dsl
+from synccache.policies.describe import describe
 from synccache.policies.dsl import AUDIO
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def _note(variant: Variant, trajectory: Trajectory, decisions: Mapping[Hashable,
     steps = max((len(d) for d in decisions.values()), default=0)
     if steps <= 1:
         return f"nothing was skipped: the trajectory has {steps} step; caching needs a second."
-    sums = [f"{v:.3g}" for s in trajectory.branches.values() for v in s.sums.values()]
+    gates = [g for s in trajectory.branches.values() for g in s.gates.values()]
+    sums = [f"{v:.3g}" for g in gates for v in g.memory.sums.values()]
     rules = "; ".join(repr(m.rule.when) for m in variant.matches)
     last = f" (last sums: {', '.join(sums)})" if sums else ""
     return f"nothing was skipped in {steps} steps: the condition {rules} never held{last}."
@@ -190,40 +191,6 @@ def _probe_names(variant: Variant) -> set[str]:
     graph = variant.emitted.module.graph
     gates = [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith("gate_")]
     return {a.name for g in gates for a in g.args[1:] if isinstance(a, Node)}
-
-
-def describe(item: Any) -> str:
-    """A condition, signal, probe or selector as it would be written."""
-    match item:
-        case dsl.And():
-            return f"{describe(item.left)} and {describe(item.right)}"
-        case dsl.Or():
-            return f"({describe(item.left)} or {describe(item.right)})"
-        case dsl.Not():
-            return f"not ({describe(item.of)})"
-        case dsl.Compare():
-            return f"{describe(item.left)} {item.operator} {item.limit:g}"
-        case dsl.Counter():
-            return item.name
-        case dsl.Accumulated():
-            return f"accumulated {describe(item.of)}"
-        case dsl.Polynomial():
-            return f"polynomial of {describe(item.of)}"
-        case dsl.RelativeL1():
-            since = item.since.value.replace("_", " ")
-            weight = f", {item.weight.name} weighs {item.weight.inside:g}" if item.weight else ""
-            return f"change of {describe(item.probe)} since {since}{weight}"
-        case dsl.Output():
-            return f"output of {describe(item.of)}"
-        case dsl.Residual():
-            return f"residual of {describe(item.of)}"
-        case dsl.Blocks():
-            start, stop = item.start, item.stop
-            one = start is not None and stop is not None and stop == start + 1
-            return f"blocks[{start}]" if one else f"blocks[{start or ''}:{stop or ''}]"
-        case dsl.Steps():
-            return f"steps {item.letters}"
-    return repr(item)
 
 
 # --------------------------------------------------------------------------- explain

@@ -30,11 +30,12 @@ from synccache.fx.emit import (
     nodes_in,
     write_items,
 )
-from synccache.fx.gate import Gate
-from synccache.fx.match import RuleMatch, main_stream
+from synccache.fx.gate import Gate, Settle
+from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
 from synccache.fx.runtime import AudioWrites, Invariant, SkipRegion
+from synccache.fx.taps import main_stream, prediction_node
 from synccache.policies import dsl
 
 TOP = "top"
@@ -97,7 +98,7 @@ def rewrite(
             item = _region_item(emitter, layout.regions[unit[1]], matches, lines)  # type: ignore[index]
         items.append(item)
     for i, matched in enumerate(matches):
-        items += _gate_items(i, matched, layout, captured.graph)
+        items += _gate_items(i, matched, layout, captured.graph, program)
     if find_mask and program is not None:
         items += _write_taps(program, layout, {d for item in items for d in item.defs})
     if measure:
@@ -291,8 +292,11 @@ def _region_item(
     )
 
 
-def _gate_items(index: int, matched: RuleMatch, layout: Layout, graph: Graph) -> list[Item]:
-    """The gate's line, and copies of probed values whose memory is written to before it runs."""
+def _gate_items(
+    index: int, matched: RuleMatch, layout: Layout, graph: Graph, program: ResidualProgram | None
+) -> list[Item]:
+    """The gate's line, copies of probed values whose memory is written to before it runs, and a line
+    behind the model's output where the gate watches that."""
     probes = [n for taps in matched.taps.values() for n in taps.nodes]
     runs = tuple(
         (r.index, i) for r in layout.regions if r.rule == index for i in range(len(r.runs))
@@ -310,7 +314,23 @@ def _gate_items(index: int, matched: RuleMatch, layout: Layout, graph: Graph) ->
         return {f"gate {index}": node}
 
     gate = Item(last + 0.5, frozenset(keys), frozenset({f"gate {index}"}), frozenset(), write)
-    return [*(_copy_item(n, (f"copy for gate {index}", n)) for n in early), gate]
+    behind = [] if program is None or not module.settles else [_settle_item(module, program)]
+    return [*(_copy_item(n, (f"copy for gate {index}", n)) for n in early), gate, *behind]
+
+
+def _settle_item(gate: Gate, program: ResidualProgram) -> Item:
+    output, skip = prediction_node(program), f"gate {gate.rule}"
+
+    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
+        args = (value("call"), value(skip), value(output))
+        name = f"after_{gate.rule}"
+        graph.create_node("call_module", name, args, {}, name=name).meta.update(
+            module=Settle(gate), origin=""
+        )
+        return {}
+
+    position = len(program.captured.graph.nodes) + gate.rule
+    return Item(float(position), frozenset([skip, output]), frozenset(), frozenset(), write)
 
 
 def _written_between(graph: Graph, node: Node, first: int, last: int) -> bool:

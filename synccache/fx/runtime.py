@@ -6,7 +6,7 @@ trajectories can alternate on one compiled model.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
 from synccache.fx.drift import DriftMeter
+from synccache.fx.gate_state import GateState
 from synccache.fx.held import Held
 from synccache.fx.predict import predict
 from synccache.planner.storage import AS_COMPUTED, Place, Storage
@@ -29,9 +30,7 @@ class BranchState:
     """What one guidance branch of one trajectory remembers."""
 
     held: dict[tuple[int, int], Held] = field(default_factory=dict)
-    references: dict[Hashable, Tensor] = field(default_factory=dict)
-    sums: dict[Hashable, float] = field(default_factory=dict)
-    streaks: dict[int, int] = field(default_factory=dict)
+    gates: dict[int, GateState] = field(default_factory=dict)  # by rule
     decisions: list[str] = field(default_factory=list)
     visual_flops_skipped: int = 0
     flops_saved: int = 0  # in all: skipped regions, and step-invariant values found in place
@@ -43,8 +42,12 @@ class BranchState:
     def belong_to(self, layout: Any) -> None:
         """Forgets what was held for other regions: another input signature, or another plan."""
         if self.layout is not layout:
-            self.held, self.references, self.sums, self.streaks = {}, {}, {}, {}
+            self.held, self.gates = {}, {}
             self.writes, self.layout = None, layout
+
+    def gate(self, rule: int) -> GateState:
+        """What the gate of this rule remembers."""
+        return self.gates.setdefault(rule, GateState())
 
 
 @dataclass(slots=True)
@@ -82,6 +85,8 @@ class Trajectory:
     decided: dict[int, bool] = field(default_factory=dict)  # rule -> skip, by this step's leader
     leader: Hashable = None
     kept: dict[str, list[_Kept]] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)  # for the present step
+    next_given: dict[str, Any] = field(default_factory=dict)  # for the step that comes
     syncs: int = 0  # device-to-host transfers: one for the timestep of a call, one for a gate
     weights: int | None = None  # the state of the model's weights that all of this was made with
 
@@ -104,6 +109,7 @@ class Trajectory:
             self.step += 1
             self.first_noise = noise if self.step == 0 else self.first_noise
             self.noise, self.calls_this_step, self.decided, self.leader = noise, 0, {}, None
+            self.given, self.next_given = self.next_given, {}
         key = self.calls_this_step if branch is None else branch
         self.calls_this_step += 1
         if self.leader is None:
@@ -144,6 +150,9 @@ class Call:
     leader: Leader
     masks: dict[str, Tensor]
     meter: DriftMeter | None = None  # set while drift is measured: then nothing is skipped
+    given: Mapping[str, Any] = field(default_factory=dict)  # by compiled.give(), for this step
+    ratios: dict[int, Tensor] = field(default_factory=dict)  # region -> how far its probe is
+    changes: dict[Hashable, Tensor | None] = field(default_factory=dict)  # of probes, on this step
     syncs: int = 0
     skipped: bool = False
 
@@ -180,7 +189,7 @@ class SkipRegion(nn.Module):
             state.seconds_saved += self.seconds
             self._prefetch_next(state)
             ends = tuple(
-                start + self._predicted(state.held[self.index, i], step)
+                start + self._predicted(call, state.held[self.index, i], step)
                 for i, start in enumerate(starts)
             )
             return ends[0] if self.streams == 1 else ends
@@ -193,8 +202,9 @@ class SkipRegion(nn.Module):
             held.push(step, end - start, keep)
         return out
 
-    def _predicted(self, held: Held, step: int) -> Tensor:
-        found = predict(self.predictor, held.steps, held.tensors(), step)
+    def _predicted(self, call: Call, held: Held, step: int) -> Tensor:
+        ratio = call.ratios.get(self.index)
+        found = predict(self.predictor, held.steps, held.tensors(), step, ratio=ratio)
         if self.predictor.recent:
             held.push(step, found, self.predictor.history)
         return found
@@ -275,7 +285,8 @@ def bytes_held(trajectory: Trajectory) -> int:
     for state in trajectory.branches.values():
         for held in state.held.values():
             add(list(held.parts(Place.DEVICE)))
-        add(list(state.references.values()))
+        for gate in state.gates.values():
+            add(gate.tensors())
         add(state.writes)
     for entries in trajectory.kept.values():
         for entry in entries:

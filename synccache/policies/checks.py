@@ -25,6 +25,12 @@ def plain_number(
     return number
 
 
+def plain_numbers(values: object, what: str) -> tuple[float, ...]:
+    if not isinstance(values, tuple) or not values:
+        raise PolicyError(f"{what}s must be a tuple of at least one, got {values!r}.")
+    return tuple(plain_number(v, what) for v in values)
+
+
 def plain_integer(value: object, what: str) -> int:
     """``value`` as a Python int.
 

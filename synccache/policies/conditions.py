@@ -1,6 +1,11 @@
 """Conditions: on which steps to skip. A signal compared with a number is one; they join and invert.
 
-(accumulated(moved) <= 0.1) & (step >= 2) & ~Steps("CCCS")
+    (accumulated(moved) <= 0.1) & (step >= 2) & ~Steps("CCCS")
+
+Conditions have three values. A signal without a reference (the first step of a guidance branch) is
+undefined, and so is a comparison with it. ``&`` with a false side is false, ``|`` with a true side is
+true, whatever the other side; everything else with an undefined part is undefined. A condition that
+is undefined in the end means: compute.
 """
 
 from __future__ import annotations
@@ -9,27 +14,55 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from synccache.errors import PolicyError
-from synccache.policies.checks import expect, plain_number
+from synccache.policies.checks import expect, plain_integer, plain_number
 
 COMPARISONS = ("<", "<=", ">", ">=")
+OPERATIONS = ("+", "-", "*", "/")
 
 
 class Signal:
-    """A number known once a step; comparing it with a number makes a condition."""
+    """A number known once a step; comparing it with a number or a signal makes a condition."""
 
     __slots__ = ()
 
-    def __lt__(self, limit: float) -> Compare:
+    def __lt__(self, limit: float | Signal) -> Compare:
         return Compare(self, "<", limit)
 
-    def __le__(self, limit: float) -> Compare:
+    def __le__(self, limit: float | Signal) -> Compare:
         return Compare(self, "<=", limit)
 
-    def __gt__(self, limit: float) -> Compare:
+    def __gt__(self, limit: float | Signal) -> Compare:
         return Compare(self, ">", limit)
 
-    def __ge__(self, limit: float) -> Compare:
+    def __ge__(self, limit: float | Signal) -> Compare:
         return Compare(self, ">=", limit)
+
+    def __add__(self, other: float | Signal) -> Arithmetic:
+        return Arithmetic(self, "+", other)
+
+    def __radd__(self, other: float | Signal) -> Arithmetic:
+        return Arithmetic(other, "+", self)
+
+    def __sub__(self, other: float | Signal) -> Arithmetic:
+        return Arithmetic(self, "-", other)
+
+    def __rsub__(self, other: float | Signal) -> Arithmetic:
+        return Arithmetic(other, "-", self)
+
+    def __mul__(self, other: float | Signal) -> Arithmetic:
+        return Arithmetic(self, "*", other)
+
+    def __rmul__(self, other: float | Signal) -> Arithmetic:
+        return Arithmetic(other, "*", self)
+
+    def __truediv__(self, other: float | Signal) -> Arithmetic:
+        return Arithmetic(self, "/", other)
+
+    def __rtruediv__(self, other: float | Signal) -> Arithmetic:
+        return Arithmetic(other, "/", self)
+
+    def __abs__(self) -> Absolute:
+        return Absolute(self)
 
     def __bool__(self) -> bool:
         raise PolicyError("a signal has no truth value.", hint="Compare it with a number first.")
@@ -42,6 +75,39 @@ class Signal:
 
     # `moved <= 0.05 & step >= 2` is `moved <= (0.05 & step) >= 2` to Python
     __and__ = __rand__ = __or__ = __ror__ = __invert__ = _not_a_condition
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic(Signal):
+    """``left operator right`` of signals and numbers; undefined where a side is, or divided by 0."""
+
+    left: float | Signal
+    operator: str
+    right: float | Signal
+
+    def __post_init__(self) -> None:
+        if self.operator not in OPERATIONS:
+            raise PolicyError(
+                f"signals are not joined with {self.operator!r}.",
+                hint=f"Use {', '.join(OPERATIONS)}.",
+            )
+        for name in ("left", "right"):
+            value = getattr(self, name)
+            if not isinstance(value, Signal):
+                value = plain_number(value, f"the {name} side of {self.operator}")
+                object.__setattr__(self, name, value)
+        if not isinstance(self.left, Signal) and not isinstance(self.right, Signal):
+            raise PolicyError(f"{self.left} {self.operator} {self.right} is a number, no signal.")
+
+
+@dataclass(frozen=True, slots=True)
+class Absolute(Signal):
+    """The signal without its sign. Written ``abs(signal)``."""
+
+    of: Signal
+
+    def __post_init__(self) -> None:
+        expect(self.of, Signal, "what abs(...) takes")
 
 
 class Condition:
@@ -68,11 +134,14 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Compare(Condition):
-    """``left operator limit``."""
+    """``left operator limit``; the limit is a number of 0 or more, or a signal of the same step.
+
+    Undefined where a side is; a measurement that gives NaN (0/0) is undefined as well.
+    """
 
     left: Signal
     operator: str
-    limit: float
+    limit: float | Signal
 
     def __post_init__(self) -> None:
         expect(self.left, Signal, "the left side of a comparison")
@@ -81,8 +150,62 @@ class Compare(Condition):
                 f"no comparison is written {self.operator!r}.",
                 hint=f"Use {', '.join(COMPARISONS)}.",
             )
-        what = f"the limit in `{type(self.left).__name__} {self.operator} ...`"
-        object.__setattr__(self, "limit", plain_number(self.limit, what, low=0.0))
+        if not isinstance(self.limit, Signal):
+            what = f"the limit in `{type(self.left).__name__} {self.operator} ...`"
+            object.__setattr__(self, "limit", plain_number(self.limit, what, low=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Between(Condition):
+    """``low < of < high``, strict on both sides. Written ``between(timestep, 100, 800)``."""
+
+    of: Signal
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        expect(self.of, Signal, "what between(...) takes")
+        low = plain_number(self.low, "the lower end of between(...)")
+        high = plain_number(self.high, "the upper end of between(...)")
+        if low >= high:
+            raise PolicyError(f"between({low:g}, {high:g}) is empty.", hint="Put the lower first.")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+
+def between(of: Signal, low: float, high: float) -> Between:
+    """True where the signal lies between the two numbers and equals neither."""
+    return Between(of, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Every(Condition):
+    """True where ``(of - offset)`` is a multiple of ``n``. Written ``every(step, 3)``."""
+
+    of: Signal
+    n: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        expect(self.of, Signal, "what every(...) counts")
+        if getattr(self.of, "name", None) not in WHOLE:
+            raise PolicyError(
+                f"every(...) counts whole numbers, got {self.of!r}.",
+                hint=f"Use {', '.join(WHOLE)}.",
+            )
+        n = plain_integer(self.n, "the n of every(...)")
+        if n < 1:
+            raise PolicyError(f"the n of every(...) must be 1 or more, got {n}.")
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "offset", plain_integer(self.offset, "the offset of every(...)"))
+
+
+WHOLE = ("step", "skips", "skipped", "steps_left")  # the counters that every(...) can count
+
+
+def every(of: Signal, n: int, offset: int = 0) -> Every:
+    """True on every n-th value of a counter: offset, offset + n, offset + 2 n, ..."""
+    return Every(of, n, offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +221,7 @@ class Steps(Condition):
 
 @dataclass(frozen=True, slots=True)
 class And(Condition):
-    """True where both are."""
+    """True where both are, false where one is."""
 
     left: Condition
     right: Condition
@@ -110,7 +233,7 @@ class And(Condition):
 
 @dataclass(frozen=True, slots=True)
 class Or(Condition):
-    """True where at least one is."""
+    """True where at least one is, false where both are."""
 
     left: Condition
     right: Condition
@@ -122,7 +245,7 @@ class Or(Condition):
 
 @dataclass(frozen=True, slots=True)
 class Not(Condition):
-    """True where ``of`` is not."""
+    """True where ``of`` is false."""
 
     of: Condition
 

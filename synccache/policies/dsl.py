@@ -6,13 +6,14 @@ step on which its condition holds, and replaces them by what its predictor makes
     moved = relative_l1(residual(blocks[0]), since=LAST_COMPUTED)
     Policy("mine", (Rule(skip=blocks[1:], when=(moved <= 0.05) & (step >= 2), reuse=Hold()),))
 
-Four kinds of words:
+Five kinds of words:
 
 - *selectors* (selectors.py) name branches: ``blocks[1:]``, ``branches.reading(AUDIO)``,
   ``branches.attention``, ``branches.after(blocks[0])``, joined with ``|``, ``&`` and ``-``.
   ``segments(...)`` hands the choice of how many separate residuals to hold to the planner,
   ``values(...)`` and ``modules(...)`` say what is held instead, ``network`` is the whole forward;
 - *predictors* (predictors.py) say what a skipped step uses: ``Hold()``, ``Taylor(order=2)``;
+- *probes* (probes.py) are tensors to watch: ``output(...)``, ``residual(...)``, ``latent``;
 - *signals* (signals.py) are numbers known once a step: ``relative_l1(probe, since=...)``,
   ``accumulated(...)``, and the counters ``step``, ``skips``, ``progress``, ``noise``;
 - *conditions* (conditions.py) compare signals with numbers and are joined with ``&``, ``|``, ``~``.
@@ -25,14 +26,43 @@ Source: the nine primitives of docs/policies.md, derived from the published cach
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass, field, fields, replace
 from math import inf  # prints as `inf`, so it is a word of the language
-from typing import Any
 
-from synccache.errors import PolicyError
-from synccache.policies.checks import expect
-from synccache.policies.conditions import And, Compare, Condition, Not, Or, Signal, Steps
+from synccache.policies.conditions import (
+    Absolute,
+    And,
+    Arithmetic,
+    Between,
+    Compare,
+    Condition,
+    Every,
+    Not,
+    Or,
+    Signal,
+    Steps,
+    between,
+    every,
+)
+from synccache.policies.counters import (
+    COUNTERS,
+    DOWN,
+    NEAREST,
+    Counter,
+    Decay,
+    Rounding,
+    Share,
+    Table,
+    decay,
+    noise,
+    progress,
+    share,
+    skipped,
+    skips,
+    step,
+    steps,
+    steps_left,
+    timestep,
+)
 from synccache.policies.predictors import (
     GRID_DCT,
     TOKEN_FFT,
@@ -48,6 +78,52 @@ from synccache.policies.predictors import (
     Transform,
     TwoAnchor,
 )
+from synccache.policies.probes import (
+    EMBEDDING,
+    LAST_COMPUTED,
+    MEAN_OF_RATIOS,
+    NEW,
+    OLD,
+    PREVIOUS,
+    PROBES,
+    PROJECTION,
+    RATIO_OF_MEANS,
+    SELECTING,
+    TOKEN_NORMS,
+    ChannelStride,
+    Denominator,
+    Forecast,
+    Given,
+    Latent,
+    MaskWeight,
+    Modulated,
+    ModuleOutput,
+    Norm,
+    Output,
+    Prediction,
+    Probe,
+    Residual,
+    Since,
+    Spectral,
+    Stage,
+    TimeEmbedding,
+    TokenFilter,
+    Weight,
+    channel_stride,
+    forecast,
+    given,
+    latent,
+    mask,
+    modulated,
+    module,
+    output,
+    prediction,
+    residual,
+    spectral,
+    time_embedding,
+    token_filter,
+)
+from synccache.policies.rule import EACH_BRANCH, FIRST_BRANCH, SKIPS, Leader, Policy, Rule
 from synccache.policies.selectors import (
     ADD,
     ATTENTION,
@@ -82,29 +158,34 @@ from synccache.policies.selectors import (
     values,
 )
 from synccache.policies.signals import (
-    COUNTERS,
-    LAST_COMPUTED,
-    PREVIOUS,
+    MEASURED,
+    NEVER,
+    ON_COMPUTE,
     Accumulated,
-    Counter,
-    MaskWeight,
-    Output,
+    Choice,
+    Deviation,
+    ExactError,
+    Gain,
+    Lagged,
+    MeanChange,
+    MeanSize,
     Polynomial,
-    Probe,
     RelativeL1,
-    Residual,
-    Since,
+    Reset,
     accumulated,
-    mask,
+    check_late,
+    choose,
+    deviation,
+    exact_error,
+    gain,
+    lagged,
+    late,
+    mean_change,
+    mean_size,
     measured_signals,
-    noise,
-    output,
-    progress,
+    parts,
     relative_l1,
-    residual,
-    skips,
-    step,
-    steps_left,
+    weights_of,
 )
 
 __all__ = [
@@ -112,148 +193,153 @@ __all__ = [
     "ATTENTION",
     "AUDIO",
     "COUNTERS",
+    "DOWN",
     "EACH_BRANCH",
+    "EMBEDDING",
     "FIRST_BRANCH",
     "GRID_DCT",
     "LAST_COMPUTED",
     "MASK",
+    "MEAN_OF_RATIOS",
+    "MEASURED",
     "MLP",
+    "NEAREST",
+    "NEVER",
+    "NEW",
+    "OLD",
+    "ON_COMPUTE",
     "PREVIOUS",
+    "PROBES",
+    "PROJECTION",
+    "RATIO_OF_MEANS",
     "REFERENCE",
+    "SELECTING",
     "SKIPS",
     "TAGS",
     "TEXT",
     "TIMESTEP",
     "TOKEN_FFT",
+    "TOKEN_NORMS",
+    "Absolute",
     "Accumulated",
     "After",
     "AllBranches",
     "And",
+    "Arithmetic",
+    "Between",
     "Blocks",
     "Both",
+    "ChannelStride",
+    "Choice",
     "Compare",
     "Condition",
     "Counter",
+    "Decay",
+    "Denominator",
+    "Deviation",
     "Either",
+    "Every",
+    "ExactError",
     "Fixed",
     "Foca",
+    "Forecast",
+    "Gain",
+    "Given",
     "Hermite",
     "Hold",
     "Kind",
+    "Lagged",
+    "Latent",
     "Leader",
     "Linear",
     "MaskWeight",
+    "MeanChange",
+    "MeanSize",
+    "Modulated",
+    "ModuleOutput",
     "Modules",
     "Network",
     "Newton",
+    "Norm",
     "Not",
     "OfKind",
     "Or",
     "Output",
     "Policy",
     "Polynomial",
+    "Prediction",
     "Predictor",
     "Probe",
     "Reading",
     "RelativeL1",
+    "Reset",
     "Residual",
+    "Rounding",
     "Rule",
     "Segments",
     "Selector",
+    "Share",
     "Signal",
     "Since",
     "Skip",
+    "Spectral",
     "Split",
+    "Stage",
     "Steps",
+    "Table",
     "Taylor",
+    "TimeEmbedding",
+    "TokenFilter",
     "Transform",
     "TwoAnchor",
     "Values",
+    "Weight",
     "Without",
     "accumulated",
+    "between",
     "blocks",
     "branches",
+    "channel_stride",
+    "check_late",
+    "choose",
+    "decay",
+    "deviation",
+    "every",
+    "exact_error",
+    "forecast",
+    "gain",
+    "given",
     "inf",
+    "lagged",
+    "late",
+    "latent",
     "mask",
+    "mean_change",
+    "mean_size",
     "measured_signals",
+    "modulated",
+    "module",
     "modules",
     "network",
     "noise",
     "output",
+    "parts",
+    "prediction",
     "progress",
     "relative_l1",
     "residual",
     "segments",
     "selector_of",
+    "share",
+    "skipped",
     "skips",
+    "spectral",
     "step",
+    "steps",
     "steps_left",
+    "time_embedding",
+    "timestep",
+    "token_filter",
     "values",
+    "weights_of",
 ]
-
-
-class Leader(enum.Enum):
-    """Who decides for the guidance branches of one step."""
-
-    FIRST_BRANCH = "first_branch"  # the first call of a step decides for all
-    EACH_BRANCH = "each_branch"  # every call decides for itself
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-FIRST_BRANCH = Leader.FIRST_BRANCH
-EACH_BRANCH = Leader.EACH_BRANCH
-
-
-SKIPS = (Selector, Segments, Values, Modules, Network)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Skip these branches on the steps where ``when`` holds, and put ``reuse`` in their place."""
-
-    skip: Skip
-    when: Condition
-    reuse: Predictor = field(default_factory=Hold)
-
-    def __post_init__(self) -> None:
-        select = "Select branches, e.g. blocks[1:]."
-        expect(self.skip, SKIPS, "what Rule(skip=...) takes", select)
-        expect(self.when, Condition, "what Rule(when=...) takes", "Compare a signal with a number.")
-        expect(self.reuse, Predictor, "what Rule(reuse=...) takes", "E.g. Hold() or Linear().")
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """A caching method: rules, and who decides for the guidance branches. No rules = exact."""
-
-    name: str
-    rules: tuple[Rule, ...] = ()
-    leader: Leader = Leader.EACH_BRANCH
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise PolicyError(f"a policy's name must be a text, got {self.name!r}.")
-        if not isinstance(self.rules, tuple):
-            raise PolicyError(
-                f"rules must be a tuple, got {self.rules!r}.",
-                where=self.name,
-                hint="One rule is written (Rule(...),) with a comma.",
-            )
-        for number, rule in enumerate(self.rules, start=1):
-            if not isinstance(rule, Rule):
-                raise PolicyError(f"rule {number} must be a Rule, got {rule!r}.", where=self.name)
-        expect(self.leader, Leader, f"{self.name}: leader", "Use FIRST_BRANCH or EACH_BRANCH.")
-
-    def with_(self, **changes: Any) -> Policy:
-        """A copy with fields of the policy itself replaced."""
-        known = [f.name for f in fields(self)]
-        for name in changes:
-            if name not in known:
-                raise PolicyError(
-                    f"a policy has no field {name!r}.",
-                    where=self.name,
-                    hint=f"It has {', '.join(known)}; thresholds belong to the method's own call.",
-                )
-        return replace(self, **changes)

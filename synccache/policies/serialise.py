@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import re
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +31,11 @@ TYPES = MappingProxyType(
 )
 # The fields that hold a member of an enumeration are written as its value.
 ENUMS = MappingProxyType(
-    {"Since": dsl.Since, "Kind": dsl.Kind, "Leader": dsl.Leader, "Transform": dsl.Transform}
+    {
+        name: word
+        for name, word in vars(dsl).items()
+        if isinstance(word, type) and issubclass(word, enum.Enum)
+    }
 )
 
 
@@ -105,8 +110,8 @@ def _decoded(data: Any, where: str) -> Any:
 
 def _value(data: Any, field: Field[Any], where: str) -> Any:
     """A field's value: the annotation tells a member of an enumeration from a text."""
-    members = ENUMS.get(str(field.type))
-    if members is not None:
+    members = next((ENUMS[w] for w in re.findall(r"\w+", str(field.type)) if w in ENUMS), None)
+    if members is not None and not isinstance(data, dict):
         known = [member.value for member in members]
         if data not in known:
             raise PolicyError(f"{data!r} is none of {', '.join(known)}.", where=where)
