@@ -135,14 +135,14 @@ class Block(nn.Module):
         return first.leave(left, time), second.leave(right, time)
 
     def cross(self, name: str, x: Tensor, time: Tensor, *contexts: Tensor) -> Tensor:
+        return self.body(name, x, time, lambda h: self.look(name, h, *contexts))
+
+    def look(self, name: str, h: Tensor, *contexts: Tensor) -> Tensor:
+        """Cross-attention to one context, or the sum of those to two."""
         ways = {"text": (self.text, self.audio), "audio": (self.audio,)}
         ways["other_cross"] = (self.other_cross,)
-
-        def attend(h: Tensor) -> Tensor:
-            found = [way(h, c) for way, c in zip(ways[name], contexts, strict=False)]
-            return found[0] + found[1] if len(found) > 1 else found[0]
-
-        return self.body(name, x, time, attend)
+        found = [way(h, c) for way, c in zip(ways[name], contexts, strict=False)]
+        return found[0] + found[1] if len(found) > 1 else found[0]
 
     def forward(self, x: Tensor, time: Tensor, text: Tensor, audio: Tensor) -> Any:
         spec, add = self.spec, ADDERS[self.spec.in_place, self.spec.cast]

@@ -32,11 +32,16 @@ from torch import Tensor, nn
 from synccache.policies.dsl import ADD, ATTENTION, MLP, Kind
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch: streams[stream] = apply(before, add(*inputs)).
+    """One residual branch: streams[stream] = apply(before, gate(module(*inputs))).
 
     inputs: (stream, version) pairs, where version counts the branches of that stream before.
+    gate: by a factor of the timestep alone; enter: what the stream is before the first projection.
     """
 
     stream: str
@@ -44,8 +49,14 @@ class Branch:
     reads: frozenset[str]
     kind: Kind
     inputs: tuple[tuple[str, int], ...]
-    add: Callable[..., Tensor]
+    module: Callable[..., Tensor]
     apply: Callable[[Tensor, Tensor], Tensor]
+    gate: Callable[[Tensor], Tensor] = _as_it_is
+    enter: Callable[[Tensor], Tensor] = _as_it_is
+
+    def add(self, *inputs: Tensor) -> Tensor:
+        """What the branch adds to its stream."""
+        return self.gate(self.module(*inputs))
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ class ByHand:
     branches: tuple[Branch, ...]
     outputs: tuple[tuple[str, int], ...]
     finish: Callable[..., Any]
+    latent: Tensor | None = None  # the sample, as it was passed
+    time: Tensor | None = None  # the embedded timestep that blocks read
 
     def program(self) -> dict[str, list[tuple[int, frozenset[str], Kind]]]:
         """Stream -> its branches as (block, reads, kind)."""
@@ -214,7 +227,7 @@ class _Taking:
         if spec.both_outputs:
             outputs.append(("audio", self.version("audio")))
         live = _live(self.branches, outputs)
-        return ByHand(roots, live, tuple(outputs), self.finish)
+        return ByHand(roots, live, tuple(outputs), self.finish, self.latents, self.time)
 
     def prepared_audio(self) -> Tensor:
         block = self.model.blocks[0]
@@ -237,51 +250,66 @@ class _Taking:
         reads: Any,
         kind: Kind,
         others: Any,
-        f: Any,
+        module: Any,
+        around: str = "",
         plain: bool = False,
     ) -> None:
+        """A branch; ``around`` names the norm, modulation and gate of its block that it runs in."""
         own = () if kind is ADD else ((stream, self.version(stream)),)
-        cast = self.model.spec.cast and not plain
-        apply = ADDERS[False, cast]
-        self.branches.append(Branch(stream, block, frozenset(reads), kind, own + others, f, apply))
+        apply = ADDERS[False, self.model.spec.cast and not plain]
+        if not around:
+            branch = Branch(stream, block, frozenset(reads), kind, own + others, module, apply)
+            self.branches.append(branch)
+            return
+        modulated, time = self.model.blocks[block].around[around], self.time
+
+        def entered(x: Tensor, *rest: Tensor) -> Tensor:
+            return module(modulated.enter(x, time), *rest)
+
+        self.branches.append(
+            Branch(
+                stream,
+                block,
+                frozenset(reads),
+                kind,
+                own + others,
+                entered,
+                apply,
+                gate=lambda y: modulated.leave(y, time),
+                enter=lambda x: modulated.enter(x, time),
+            )
+        )
 
     def take_block(self, k: int, block: Block, gate: frozenset[str], root: frozenset[str]) -> None:
         spec, time, text, audio = self.model.spec, self.time, self.text, self.audio
+        first, second = block.around["self"], block.around["other_self"]
         if spec.joint_text:
             before = (("video", self.version("video")), ("text", self.version("text")))
             self.add("video", k, gate | {"text"}, ATTENTION, before[1:],
-                     lambda x, y: block.jointly(x, y, time)[0])  # fmt: skip
+                     lambda x, y: block.joint(x, second.enter(y, time))[0], "self")  # fmt: skip
             self.add("text", k, gate | root, ATTENTION, before[:1],
-                     lambda y, x: block.jointly(x, y, time)[1])  # fmt: skip
+                     lambda y, x: block.joint(first.enter(x, time), y)[1], "other_self")  # fmt: skip
         else:
-            self.add("video", k, gate, ATTENTION, (), lambda x: block.own(x, time))
+            self.add("video", k, gate, ATTENTION, (), block.attend, "self")
         if spec.audio is Audio.STREAM:
             # what the latents do not reach yet prepares a stream that is not an output itself
             if k > 0 or spec.both_outputs:
-                self.add(
-                    "audio",
-                    k,
-                    gate,
-                    ATTENTION,
-                    (),
-                    lambda a: block.body("other_self", a, time, block.other_attend),
-                )
+                self.add("audio", k, gate, ATTENTION, (), block.other_attend, "other_self")
             self.add("video", k, gate | {"audio"}, ATTENTION, (("audio", self.version("audio")),),
-                     lambda x, a: block.cross("audio", x, time, a))  # fmt: skip
+                     block.audio, "audio")  # fmt: skip
             self.add("audio", k, gate | root, ATTENTION, (("video", self.version("video")),),
-                     lambda a, x: block.cross("other_cross", a, time, x))  # fmt: skip
+                     block.other_cross, "other_cross")  # fmt: skip
         if not spec.joint_text:
             contexts = (text, audio) if spec.audio is Audio.MERGED else (text,)
             reads = {"text", "audio"} if spec.audio is Audio.MERGED else {"text"}
             self.add("video", k, gate | reads, ATTENTION, (),
-                     lambda x: block.cross("text", x, time, *contexts))  # fmt: skip
+                     lambda x: block.look("text", x, *contexts), "text")  # fmt: skip
         if spec.audio is Audio.OWN:
             self.add("video", k, gate | {"audio"}, ATTENTION, (),
-                     lambda x: block.cross("audio", x, time, audio))  # fmt: skip
-        self.add("video", k, gate, MLP, (), lambda x: block.body("mlp", x, time, block.mlp))
+                     lambda x: block.audio(x, audio), "audio")  # fmt: skip
+        self.add("video", k, gate, MLP, (), block.mlp, "mlp")
         for other in ("text",) * spec.joint_text + ("audio",) * (spec.audio is Audio.STREAM):
-            self.add(other, k, gate, MLP, (),
-                     lambda y: block.body("other_mlp", y, time, block.other_mlp))  # fmt: skip
+            self.add(other, k, gate, MLP, (), block.other_mlp, "other_mlp")
 
     def take_injection(self, index: int) -> None:
         tokens = self.latents[0, 0].numel()

@@ -3,42 +3,26 @@
     reference = Interpreter(case.model, policy, masks={"person": mask})
     reference(*args, **kwargs)          # one call of the denoising loop
     reference.decisions                 # {guidance branch: "CCSS"}
+    reference.held                      # what is kept for the next step, by rule and place
 
 It is the meaning of the policy language, written to be read: what the compiled graph must do.
+Signals are in reference_signals.py, predictors in reference_predictors.py.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from generated_models import ByHand, Transformer
+from reference_predictors import Kept, predicted
+from reference_selection import Run, numbers_of, runs, select
+from reference_signals import Memory, Moment, late, parts, probes_of
 from torch import Tensor
 
 from synccache.policies import dsl
 
 MAIN_STREAM = "video"  # the one with the most FLOPs: probes are read on it
 
-
-@dataclass(frozen=True)
-class Run:
-    """Branches start..stop-1 of a stream, skipped together: from version start to version stop."""
-
-    rule: int
-    stream: str
-    start: int
-    stop: int
-
-
-@dataclass
-class RuleState:
-    """What one rule remembers for one guidance branch."""
-
-    previous: dict[dsl.Probe, Tensor] = field(default_factory=dict)
-    last_computed: dict[dsl.Probe, Tensor] = field(default_factory=dict)
-    sums: dict[dsl.Accumulated, float] = field(default_factory=dict)
-    skips: int = 0
-    anchors: list[tuple[int, dict[Run, Tensor]]] = field(default_factory=list)
+Place = Run | int | str  # a run, a branch held for itself, or the network
 
 
 class Interpreter:
@@ -58,21 +42,27 @@ class Interpreter:
     ) -> None:
         self.model, self.policy, self.masks = model, policy, masks or {}
         self.absorbed, self.steps = absorbed, steps
+        self.given: dict[str, Any] = {}
         self.reset()
 
     def reset(self) -> None:
         self.step, self.branch = -1, 0
         self.first_timestep = self.timestep = None
         self.decisions: dict[int, str] = {}
-        self.states: dict[tuple[int, int], RuleState] = {}
+        self.memories: dict[tuple[int, int], Memory] = {}
+        self.histories: dict[tuple[int, int], dict[Place, list[Kept]]] = {}
+        self.anchors: dict[tuple[int, int], list[Tensor]] = {}
         self.leading: dict[int, bool] = {}
+
+    def give(self, **values: Any) -> None:
+        self.given = values
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._advance(float(args[1].reshape(-1)[0]))
         call = _Call(self, self.model.by_hand(*args, **kwargs))
-        output = call.hand.finish(*(call.value(*place) for place in call.hand.outputs))
+        output = call.output()
         skipped = [call.decide(rule) for rule in range(len(self.policy.rules))]
-        call.remember(skipped)
+        call.remember(skipped, output)
         letter = "S" if any(skipped) else "C"
         self.decisions[self.branch] = self.decisions.get(self.branch, "") + letter
         return output
@@ -87,12 +77,21 @@ class Interpreter:
             self.step, self.branch = self.step + 1, 0
         self.timestep = timestep
 
-    def counter(self, name: str, state: RuleState) -> float | None:
-        assert self.first_timestep is not None
-        noise = self.timestep / self.first_timestep
-        left = None if self.steps is None else self.steps - 1 - self.step
-        known = {"step": self.step, "skips": state.skips, "noise": noise, "progress": 1 - noise}
-        return known.get(name, left)
+    def held(self, branch: int) -> dict[Place, list[Tensor]]:
+        """By place the tensors that later steps of this guidance branch can need, oldest first."""
+        found = {}
+        for rule, rule_of in enumerate(self.policy.rules):
+            for place, history in self.histories.get((rule, branch), {}).items():
+                found[place] = [kept.tensor for kept in _needed(rule_of.reuse, history)]
+        return found
+
+
+def _needed(predictor: Any, history: Sequence[Kept]) -> list[Kept]:
+    """The newest computed values and, where it uses them, the newest values of any kind."""
+    recent = predictor.recent
+    computed = [kept for kept in history if not kept.forecast][-(predictor.history - recent) :]
+    chosen = [*(computed if predictor.history > recent else []), *history[-recent:]]
+    return [kept for kept in history if kept in chosen] if recent else computed
 
 
 class _Call:
@@ -100,17 +99,37 @@ class _Call:
 
     def __init__(self, run: Interpreter, hand: ByHand) -> None:
         self.run, self.hand = run, hand
-        self.numbers = _numbers(hand)
-        self.skip = [_select(_plain(rule.skip), hand) for rule in run.policy.rules]
-        self.runs = [r for i in range(len(self.skip)) for r in self._runs(i)]
+        self.numbers = numbers_of(hand)
+        self.skip = [self._chosen(rule) for rule in run.policy.rules]
+        self.runs = [
+            r
+            for i, rule in enumerate(run.policy.rules)
+            if not isinstance(rule.skip, dsl.Modules | dsl.Network) and not _whole(rule.skip)
+            for r in runs(i, self.skip[i], hand)
+        ]
         self.memo: dict[tuple[str, int], Tensor] = {}
+        self.modules: dict[int, Tensor] = {}
         self.decided: dict[int, bool] = {}
+        self.moments: dict[int, Moment] = {}
 
-    def state(self, rule: int, branch: int | None = None) -> RuleState:
-        place = (rule, self.run.branch if branch is None else branch)
-        return self.run.states.setdefault(place, RuleState())
+    def _chosen(self, rule: dsl.Rule) -> frozenset[int]:
+        chosen = select(dsl.selector_of(rule.skip), self.hand)
+        return chosen | self.run.absorbed if isinstance(rule.skip, dsl.Segments) else chosen
 
-    # ---- streams
+    def memory(self, rule: int) -> Memory:
+        return self.run.memories.setdefault((rule, self.run.branch), Memory())
+
+    def history(self, rule: int) -> dict[Place, list[Kept]]:
+        return self.run.histories.setdefault((rule, self.run.branch), {})
+
+    # ---- the forward
+
+    def output(self) -> Any:
+        for i, rule in enumerate(self.run.policy.rules):
+            if _whole(rule.skip) and self.decide(i):
+                held = self._predicted(i, "network")
+                return held if isinstance(rule.skip, dsl.Values) else self.hand.latent + held
+        return self.hand.finish(*(self.value(*place) for place in self.hand.outputs))
 
     def value(self, stream: str, version: int) -> Tensor:
         """The stream after ``version`` of its branches, on the approximated stream if so decided."""
@@ -126,171 +145,182 @@ class _Call:
             inside = run.stream == stream and run.start < version <= run.stop
             if inside and self.decide(run.rule):
                 assert version == run.stop, "the middle of a skipped run was read"
-                return self.value(stream, run.start) + self._predicted(run)
-        branch = self.hand.branches[self.numbers[stream][version - 1]]
-        added = branch.add(*(self.value(*place) for place in branch.inputs))
-        return branch.apply(self.value(stream, version - 1), added)
+                held = self._predicted(run.rule, run)
+                if isinstance(self.run.policy.rules[run.rule].skip, dsl.Values):
+                    return held
+                return self.value(stream, run.start) + held
+        index = self.numbers[stream][version - 1]
+        branch = self.hand.branches[index]
+        return branch.apply(self.value(stream, version - 1), branch.gate(self.module(index)))
 
-    def _runs(self, rule: int) -> list[Run]:
-        """Maximal runs of one rule, split where somebody who is not skipped reads the stream."""
-        chosen = self.skip[rule]
-        if isinstance(self.run.policy.rules[rule].skip, dsl.Segments):
-            chosen = chosen | self.run.absorbed
-        outside = [b for i, b in enumerate(self.hand.branches) if i not in chosen]
-        read = {*self.hand.outputs, *(place for b in outside for place in b.inputs)}
-        runs = []
-        for stream, members in self.numbers.items():
-            start = None
-            for version, index in enumerate([*members, None]):
-                ends = index not in chosen or (stream, version) in read
-                if start is not None and ends:
-                    runs.append(Run(rule, stream, start, version))
-                    start = None
-                if start is None and index in chosen:
-                    start = version
-        return runs
+    def module(self, index: int) -> Tensor:
+        """What a branch computes, before its gate: predicted where its rule holds it and skips."""
+        if index not in self.modules:
+            self.modules[index] = self._new_module(index)
+        return self.modules[index]
 
-    def _predicted(self, run: Run) -> Tensor:
-        anchors = self.state(run.rule).anchors
-        newest, held = anchors[-1]
-        linear = isinstance(self.run.policy.rules[run.rule].reuse, dsl.Linear)
-        if not linear or len(anchors) < 2:
-            return held[run]
-        older, before = anchors[-2]
-        distance = (self.run.step - newest) / (newest - older)
-        return held[run] + (held[run] - before[run]) * distance
+    def _new_module(self, index: int) -> Tensor:
+        branch = self.hand.branches[index]
+        for i, rule in enumerate(self.run.policy.rules):
+            if isinstance(rule.skip, dsl.Modules) and index in self.skip[i] and self.decide(i):
+                return self._predicted(i, index)
+        return branch.module(*(self.value(*place) for place in branch.inputs))
+
+    def _predicted(self, rule: int, place: Place) -> Tensor:
+        history, at = self.history(rule)[place], self.run.step
+        predictor = self.run.policy.rules[rule].reuse
+        found = predicted(predictor, history, at, self._ratio(rule))
+        if predictor.recent:
+            history.append(Kept(at, found, forecast=True))
+        return found
+
+    def _ratio(self, rule: int) -> float | None:
+        """How far the probe's residual has gone: from the older anchor, over the newer's distance."""
+        anchors = self.run.anchors.get((rule, self.run.branch), [])
+        if not isinstance(self.run.policy.rules[rule].reuse, dsl.TwoAnchor) or len(anchors) < 2:
+            return None
+        older, newer = anchors[-2:]
+        moved = (self.probe(_anchor_probe(self.run.policy.rules[rule])) - older).abs().mean()
+        span = (newer - older).abs().mean()
+        return float(moved / span) if span > 0 else 1.0
 
     # ---- decisions
 
     def decide(self, rule: int) -> bool:
         """Whether this rule's branches are skipped in this call."""
         if rule not in self.decided:
-            self.decided[rule] = self._new_decision(rule) and bool(self.state(rule).anchors)
+            follows = self.run.policy.leader is dsl.FIRST_BRANCH and self.run.branch > 0
+            can = bool(self.history(rule))
+            if not follows:
+                self.run.leading[rule] = self._measured_decision(rule, can)
+            self.decided[rule] = self.run.leading[rule] and can
         return self.decided[rule]
 
-    def _new_decision(self, rule: int) -> bool:
-        follows = self.run.policy.leader is dsl.FIRST_BRANCH and self.run.branch > 0
-        if not follows:
-            self.run.leading[rule] = self._measured_decision(rule)
-        return self.run.leading[rule]
-
-    def _measured_decision(self, rule: int) -> bool:
-        when, state = self.run.policy.rules[rule].when, self.state(rule)
-        signals = [part for part in _parts(when) if isinstance(part, dsl.Signal)]
-        values = {signal: self._signal(signal, rule) for signal in signals}
-        skipped = None not in values.values() and self._holds(when, values)
-        skipped = skipped and bool(state.anchors)
-        for probe in {s.probe for s in signals if isinstance(s, dsl.RelativeL1)}:
-            state.previous[probe] = self._probe(probe)
-            if not skipped:
-                state.last_computed[probe] = self._probe(probe)
-        for signal in (s for s in signals if isinstance(s, dsl.Accumulated)):
-            state.sums[signal] = values[signal] or 0.0 if skipped else 0.0
+    def _measured_decision(self, rule: int, can: bool) -> bool:
+        when = self.run.policy.rules[rule].when
+        moment = self.moments[rule] = self._moment(rule)
+        skipped = can and moment.truth(when) is True
+        moment.close(when, probes_of(when), skipped=skipped)
         return skipped
 
-    def _signal(self, signal: dsl.Signal, rule: int) -> float | None:
-        state = self.state(rule)
-        if isinstance(signal, dsl.Counter):
-            return self.run.counter(signal.name, state)
-        if isinstance(signal, dsl.RelativeL1):
-            kept = state.previous if signal.since is dsl.PREVIOUS else state.last_computed
-            before = kept.get(signal.probe)
-            return None if before is None else self._change(signal, before)
-        inner = self._signal(signal.of, rule)
-        if inner is None:
-            return None
-        if isinstance(signal, dsl.Accumulated):
-            return state.sums.get(signal, 0.0) + inner
-        total = 0.0
-        for coefficient in signal.coefficients:
-            total = total * inner + coefficient
-        return total
-
-    def _change(self, signal: dsl.RelativeL1, before: Tensor) -> float:
-        now, before = self._probe(signal.probe).float(), before.float()
-        weights = torch.ones(now.shape[1])
-        if signal.weight is not None and signal.weight.name in self.run.masks:
-            mask = self.run.masks[signal.weight.name].float()
-            weights = torch.zeros(now.shape[1])
-            weights[: len(mask)] = 1 + (signal.weight.inside - 1) * mask
-        change = ((now - before).abs().mean(-1) * weights).sum()
-        return float(change / (before.abs().mean(-1) * weights).sum())
-
-    def _probe(self, probe: dsl.Probe) -> Tensor:
-        chosen = _select(probe.of, self.hand)
-        mine = [v for v, i in enumerate(self.numbers[MAIN_STREAM]) if i in chosen]
-        after = self.value(MAIN_STREAM, mine[-1] + 1)
-        if isinstance(probe, dsl.Output):
-            return after
-        return after - self.value(MAIN_STREAM, mine[0])
-
-    def _holds(self, when: dsl.Condition, values: Mapping[dsl.Signal, float | None]) -> bool:
-        if isinstance(when, dsl.And):
-            return self._holds(when.left, values) and self._holds(when.right, values)
-        if isinstance(when, dsl.Or):
-            return self._holds(when.left, values) or self._holds(when.right, values)
-        if isinstance(when, dsl.Not):
-            return not self._holds(when.of, values)
-        if isinstance(when, dsl.Steps):
-            return when.letters[min(self.run.step, len(when.letters) - 1)] == "S"
-        value, limit = values[when.left], when.limit
-        compared = {
-            "<": value < limit,
-            "<=": value <= limit,
-            ">": value > limit,
-            ">=": value >= limit,
+    def _moment(self, rule: int) -> Moment:
+        run, memory = self.run, self.memory(rule)
+        assert run.first_timestep is not None
+        noise = run.timestep / run.first_timestep
+        counters = {
+            "step": run.step,
+            "skips": memory.streak,
+            "skipped": memory.total,
+            "noise": noise,
+            "progress": 1 - noise,
+            "timestep": run.timestep,
+            "steps": run.steps,
+            "steps_left": None if run.steps is None else run.steps - 1 - run.step,
         }
-        return compared[when.operator]
+        return Moment(memory, run.step, run.timestep, counters, self.probe, run.masks, run.given)
 
-    def remember(self, skipped: list[bool]) -> None:
+    def probe(self, probe: Any) -> Tensor:
+        name = type(probe).__name__
+        if name == "Latent":
+            return self.hand.latent
+        if name == "TimeEmbedding":
+            return self.hand.time
+        if name == "Given":
+            return self.run.given[probe.name]
+        mine = self._on_main_stream(probe.of)
+        first = self.numbers[MAIN_STREAM][mine[0]]
+        if name == "Modulated":
+            return self.hand.branches[first].enter(self.value(MAIN_STREAM, mine[0]))
+        if name == "ModuleOutput":
+            return self.module(first)
+        after = self.value(MAIN_STREAM, mine[-1] + 1)
+        return after if name == "Output" else after - self.value(MAIN_STREAM, mine[0])
+
+    def _on_main_stream(self, selector: dsl.Selector) -> list[int]:
+        """The versions of the main stream before each of the selector's branches on it."""
+        chosen = select(selector, self.hand)
+        return [v for v, i in enumerate(self.numbers[MAIN_STREAM]) if i in chosen]
+
+    # ---- after the step
+
+    def remember(self, skipped: list[bool], output: Any) -> None:
+        video = output[0] if isinstance(output, tuple) else output
         for rule, was_skipped in enumerate(skipped):
-            state = self.state(rule)
-            state.skips = state.skips + 1 if was_skipped else 0
+            if rule in self.moments:
+                self._settle(rule, was_skipped, video)
+            memory = self.memory(rule)
+            memory.streak = memory.streak + 1 if was_skipped else 0
+            memory.total += was_skipped
             if not was_skipped:
-                mine = [run for run in self.runs if run.rule == rule]
-                held = {run: self._residual(run) for run in mine}
-                state.anchors.append((self.run.step, held))
+                self._keep(rule, video)
 
-    def _residual(self, run: Run) -> Tensor:
-        return self.value(run.stream, run.stop) - self.value(run.stream, run.start)
+    def _settle(self, rule: int, skipped: bool, video: Tensor) -> None:
+        when, moment = self.run.policy.rules[rule].when, self.moments[rule]
+        errors = {
+            part: self._exact_error(part)
+            for part in parts(when)
+            if type(part).__name__ == "ExactError"
+            and skipped
+            and moment.memory.streak >= part.after
+        }
+        moment.settle(when, video, errors)
+        if any(isinstance(p, _PREDICTION) for part in parts(when) for p in _probes(part)):
+            moment.see(dsl.prediction, video, skipped=skipped)
+
+    def _exact_error(self, signal: Any) -> float:
+        """The stream that the step uses behind ``signal.of``, against running these branches on it."""
+        mine = self._on_main_stream(signal.of)
+        shadow: dict[tuple[str, int], Tensor] = {}
+        for index in sorted(select(signal.of, self.hand)):
+            branch = self.hand.branches[index]
+            version = self.numbers[branch.stream].index(index)
+            before, *inputs = (
+                shadow[place] if place in shadow else self.value(*place)
+                for place in ((branch.stream, version), *branch.inputs)
+            )
+            shadow[branch.stream, version + 1] = branch.apply(before, branch.add(*inputs))
+        place = (MAIN_STREAM, mine[-1] + 1)
+        draft, exact = self.value(*place).float(), shadow[place].float()
+        assert late(signal)
+        size = (exact if signal.denominator.name == "NEW" else draft).abs()
+        change = (draft - exact).abs()
+        if signal.norm.name == "MEAN_OF_RATIOS":
+            return float((change / (size + signal.eps)).mean())
+        return float(change.mean() / (size.mean() + signal.eps))
+
+    def _keep(self, rule: int, video: Tensor) -> None:
+        skip, history = self.run.policy.rules[rule].skip, self.history(rule)
+        if isinstance(self.run.policy.rules[rule].reuse, dsl.TwoAnchor):
+            anchor = self.probe(_anchor_probe(self.run.policy.rules[rule]))
+            self.run.anchors.setdefault((rule, self.run.branch), []).append(anchor)
+        found: dict[Place, Tensor] = {}
+        if _whole(skip):
+            found["network"] = video if isinstance(skip, dsl.Values) else video - self.hand.latent
+        elif isinstance(skip, dsl.Modules):
+            found.update({index: self.module(index) for index in self.skip[rule]})
+        else:
+            found.update({r: self._held(r, skip) for r in self.runs if r.rule == rule})
+        for place, value in found.items():
+            history.setdefault(place, []).append(Kept(self.run.step, value.clone()))
+
+    def _held(self, run: Run, skip: Any) -> Tensor:
+        after = self.value(run.stream, run.stop)
+        return after if isinstance(skip, dsl.Values) else after - self.value(run.stream, run.start)
 
 
-def _plain(skip: dsl.Selector | dsl.Segments) -> dsl.Selector:
-    return skip.of if isinstance(skip, dsl.Segments) else skip
+_PREDICTION = getattr(dsl, "Prediction", ())
 
 
-def _parts(item: Any) -> list[Any]:
-    """A condition's parts, inner ones last."""
-    names = ("left", "right", "of")
-    inner = [getattr(item, name) for name in names if isinstance(item, dsl.Condition | dsl.Signal)
-             and hasattr(item, name)]  # fmt: skip
-    return [item, *(part for i in inner for part in _parts(i))]
+def _probes(part: Any) -> list[Any]:
+    return [getattr(part, name, None) for name in ("probe", "of", "per")]
 
 
-def _numbers(hand: ByHand) -> dict[str, list[int]]:
-    """Stream -> the indices of its branches."""
-    found: dict[str, list[int]] = {}
-    for index, branch in enumerate(hand.branches):
-        found.setdefault(branch.stream, []).append(index)
-    return found
+def _whole(skip: Any) -> bool:
+    """Whether the network itself is bypassed."""
+    return isinstance(skip, dsl.Network) or isinstance(getattr(skip, "of", None), dsl.Network)
 
 
-def _select(selector: dsl.Selector, hand: ByHand) -> frozenset[int]:
-    """The indices of the branches that a selector names."""
-    every = list(enumerate(hand.branches))
-    if isinstance(selector, dsl.AllBranches):
-        return frozenset(i for i, _ in every)
-    if isinstance(selector, dsl.Blocks):
-        blocks = range(1 + max(b.block for b in hand.branches))[selector.start : selector.stop]
-        return frozenset(i for i, b in every if b.block in blocks)
-    if isinstance(selector, dsl.Reading):
-        return frozenset(i for i, b in every if selector.tag in b.reads)
-    if isinstance(selector, dsl.OfKind):
-        return frozenset(i for i, b in every if b.kind is selector.kind)
-    if isinstance(selector, dsl.After):
-        last = max(_select(selector.of, hand), default=len(every))
-        return frozenset(i for i, _ in every if i > last)
-    left, right = _select(selector.left, hand), _select(selector.right, hand)
-    if isinstance(selector, dsl.Either):
-        return left | right
-    return left & right if isinstance(selector, dsl.Both) else left - right
+def _anchor_probe(rule: dsl.Rule) -> dsl.Residual:
+    """The residual on which two anchors are measured: that of the first stream probed."""
+    probes = [p for p in probes_of(rule.when) if isinstance(p, dsl.Output | dsl.Residual)]
+    return dsl.Residual(probes[0].of)
