@@ -16,10 +16,16 @@ from synccache.planner import (
     plan_chain,
     segments_for_ratio,
 )
+from synccache.planner.fingerprint import Fingerprint
+from synccache.planner.storage import Place
+
+FINGERPRINT = Fingerprint(
+    model="Net", parameters="f00d", resolution=(1, 12, 16), policy="Policy('asymmetric', ())"
+)
 
 
 def planned(problem: ChainProblem, **limits: object) -> Plan:
-    return plan_chain(problem, policy="asymmetric", model="Net", fingerprint="f00d", **limits)
+    return plan_chain(problem, policy="asymmetric", model="Net", fingerprint=FINGERPRINT, **limits)
 
 
 @st.composite
@@ -105,7 +111,7 @@ def tampered(plan: Plan) -> list[Plan]:
         {"absorbed": ("audio.9",)},
         {"absorbed_count": region.absorbed_count + 1},
         {"dtype": "float8"},
-        {"place": "host"},
+        {"place": Place.HOST},
         {"predictor": "magic"},
         {"name": "blocks.7"},
         {"labels": "nothing"},
@@ -116,7 +122,7 @@ def tampered(plan: Plan) -> list[Plan]:
     ]
     memory = plan.memory
     others += [
-        {"memory": replace(memory, **{field.name: getattr(memory, field.name) - 1})}
+        {"memory": replace(memory, **{field.name: getattr(memory, field.name) + 1})}
         for field in fields(memory)
     ]
     row = plan.frontier[0]
@@ -135,12 +141,12 @@ def tampered(plan: Plan) -> list[Plan]:
     return [replace(plan, **other) for other in others]
 
 
-@pytest.mark.parametrize("index", range(26))
+@pytest.mark.parametrize("index", range(28))
 def test_a_tampered_plan_fails_its_check(index: int) -> None:
     problem = chain(4, drift=PAPER_DRIFT, tail_lives=1)
     versions = tampered(planned(problem, cache_ratio=0.75))
 
-    assert len(versions) == 26
+    assert len(versions) == 28
     with pytest.raises(PlanError, match="asymmetric on Net: the plan does not belong"):
         versions[index].check(problem)
 
@@ -228,7 +234,8 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_works() -> None:
         "asymmetric on Net: the budget of 62.00 KB (61999 bytes) is below the 62.00 KB "
         "(62000 bytes) needed at least: weights 50.00 KB, activations at their peak 7.00 KB, "
         "residuals 4.00 KB, step-invariant values 600 B, probe and masks 400 B "
-        "(2 guidance branches, 2 held tensors for each region). Raise mem_budget to 62000. "
+        "(2 guidance branches, 1 region, 2 held tensors for each). Raise mem_budget to 62000. "
+        'storages=("as computed", "in turns") needs 60.00 KB (60000 bytes): fits. '
         "A predictor that holds 1 tensor needs 60.00 KB (60000 bytes): fits. "
         'policy="exact", which holds no residual, needs 57.60 KB (57600 bytes): fits. '
         "A smaller resolution or fewer frames: about 99% of the present tokens fit, "
@@ -244,7 +251,7 @@ def test_a_budget_too_small_for_regions_that_may_not_be_joined_names_that_way_ou
         planned(problem, mem_budget=60_000)
 
     assert "Raise mem_budget to 64000." in str(refusal.value)
-    assert "skip=segments(...), needs 60.00 KB (60000 bytes): fits." in str(refusal.value)
+    assert "cache_ratio needs 60.00 KB (60000 bytes): fits." in str(refusal.value)
 
 
 def test_a_plan_keeps_the_borders_that_it_is_given() -> None:

@@ -81,32 +81,36 @@ def staged_bytes(chosen: Sequence[Arc]) -> int:
     return STAGED * max(hosted, default=0)
 
 
-def fewest_bytes(problem: ChainProblem, storages: Sequence[Storage], *, segments: int) -> int:
-    """The fewest device bytes, staging included, of any partition into at most `segments`.
+def fewest_bytes(
+    problem: ChainProblem, storages: Sequence[Storage] = (AS_COMPUTED,)
+) -> dict[int, int]:
+    """Number of segments -> the fewest device bytes of any such partition, staging included.
 
     For each size that copies back from the host may have, the least sum over segments of those that
     fit it; a recursion over gaps, as in `dynamic_program`.
     """
     arcs = arcs_of(problem, storages)
     hosted = [arc.one_branch_bytes for arc in arcs if arc.storage.place is Place.HOST]
-    found = []
+    found: dict[int, int] = {}
     for largest in sorted({0, *hosted}):
         allowed = [
             a for a in arcs if a.storage.place is not Place.HOST or a.one_branch_bytes <= largest
         ]
-        least = _least_bytes(len(problem.gaps), allowed, segments)
-        if least is not None:
-            found.append(least + STAGED * largest)
-    return min(found, default=0)
+        for count, least in _least_bytes(len(problem.gaps), allowed).items():
+            size = least + STAGED * largest
+            found[count] = min(size, found.get(count, size))
+    return found
 
 
-def _least_bytes(gap_count: int, arcs: Sequence[Arc], segments: int) -> int | None:
+def _least_bytes(gap_count: int, arcs: Sequence[Arc]) -> dict[int, int]:
     best: list[dict[int, int]] = [{} for _ in range(gap_count + 1)]  # node -> segments -> bytes
     best[0][0] = 0
-    for arc in sorted(arcs, key=lambda a: a.first):
-        for count, size in list(best[arc.first].items()):
-            if count < segments:
-                reached = best[arc.end]
-                total = size + arc.device_bytes
-                reached[count + 1] = min(total, reached.get(count + 1, total))
-    return min(best[gap_count].values(), default=None)
+    cheapest: dict[tuple[int, int], int] = {}
+    for arc in arcs:
+        key = (arc.first, arc.end)
+        cheapest[key] = min(arc.device_bytes, cheapest.get(key, arc.device_bytes))
+    for (first, end), size in sorted(cheapest.items()):
+        for count, before in best[first].items():
+            total = before + size
+            best[end][count + 1] = min(total, best[end].get(count + 1, total))
+    return best[gap_count]

@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from synccache.errors import PlanError
-from synccache.planner.plan_check import mismatches
+from synccache.planner.fingerprint import Fingerprint
+from synccache.planner.plan_check import mismatches, use_figures
 from synccache.planner.plan_json import array, choice, json_value, record
 from synccache.planner.plan_text import difference, plan_text
 from synccache.planner.problem import ChainProblem, DriftSource
@@ -23,21 +24,21 @@ from synccache.planner.quantities import (
     checked_text,
     format_bytes,
 )
+from synccache.planner.solved import Proof, Solved
+from synccache.planner.storage import Form, Place, Storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the JSON form. A plan written with another number is refused, never guessed at."""
-
-DEVICE = "device"
-"""The place of a residual that lies in the memory of the model's own device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRegion:
     """A segment of the chain that is skipped as one, with the residual that replaces it.
 
-    Units:  held_bytes for one guidance branch, all tensors of the predictor's history;
+    Units:  held_bytes for one guidance branch, all tensors of the predictor's history, as stored;
             seconds_saved on one skipped forward of one guidance branch, absorbed groups included;
-            drift as measured, None where nothing was measured.
+            seconds_lost there by storage, copies that run beside the forward included;
+            drift as measured, with what storage adds, None where nothing was measured.
     """
 
     index: int
@@ -47,10 +48,14 @@ class PlannedRegion:
     labels: str
     held_bytes: int
     dtype: str
-    place: str
+    storage: str
+    """The name of one of the plan's storages."""
+    place: Place
     predictor: str
+    tensors: int
     drift: float | None
     seconds_saved: float
+    seconds_lost: float
     absorbed: tuple[str, ...]
     absorbed_count: int
 
@@ -63,22 +68,31 @@ class PlannedRegion:
         checked_text(self.labels, f"labels of {label}")
         checked_count(self.held_bytes, f"held_bytes of {label}", least=1)
         checked_text(self.dtype, f"dtype of {label}")
-        checked_text(self.place, f"place of {label}")
+        checked_text(self.storage, f"storage of {label}")
+        if not isinstance(self.place, Place):
+            raise PlanError(f"place of {label} must be a Place, not {self.place!r}")
         checked_text(self.predictor, f"predictor of {label}")
+        checked_count(self.tensors, f"tensors of {label}", least=1)
         if self.drift is not None:
             checked_amount(self.drift, f"drift of {label}")
         checked_amount(self.seconds_saved, f"seconds_saved of {label}")
+        checked_amount(self.seconds_lost, f"seconds_lost of {label}")
         _check_names(self.absorbed, f"absorbed live groups of {label}")
         checked_count(self.absorbed_count, f"absorbed_count of {label}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes on the model's device, of all guidance branches together."""
+    """Bytes on the model's device, of all guidance branches together; host_bytes beside it.
+
+    staging_bytes are for copies on their way back from the host, while a step is skipped.
+    """
 
     weights_bytes: int
     activation_bytes: int
     residual_bytes: int
+    staging_bytes: int
+    host_bytes: int
     invariant_bytes: int
     shared_bytes: int
     guidance_branches: int
@@ -90,13 +104,14 @@ class Memory:
 
     @property
     def cache_bytes(self) -> int:
-        """What caching adds to the model: residuals, invariants, probe and masks."""
+        """What caching keeps on the device: residuals, invariants, probe and masks."""
         return self.residual_bytes + self.invariant_bytes + self.shared_bytes
 
     @property
     def total_bytes(self) -> int:
         """Everything that a budget limits."""
-        return self.weights_bytes + self.activation_bytes + self.cache_bytes
+        model = self.weights_bytes + self.activation_bytes
+        return model + self.cache_bytes + self.staging_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +154,11 @@ class Plan:
     cache_ratio: float | None
     drift_source: DriftSource
     frontier: tuple[Alternative, ...]
-    fingerprint: str
+    storages: tuple[Storage, ...]
+    """What the planner could choose from."""
+    solved: Solved
+    """How good the choice is proven to be, and what finding it took."""
+    fingerprint: Fingerprint | None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -151,8 +170,14 @@ class Plan:
         _check_limits(self)
         if not isinstance(self.drift_source, DriftSource):
             raise PlanError(f"drift_source must be a DriftSource, not {self.drift_source!r}")
-        if not isinstance(self.fingerprint, str):
-            raise PlanError(f"fingerprint must be a text, not {self.fingerprint!r}")
+        known = {storage.name for storage in self.storages}
+        for region in self.regions:
+            if region.storage not in known:
+                raise PlanError(
+                    f"region {region.index} has storage {region.storage!r}, not in {known}"
+                )
+        if self.fingerprint is not None and not isinstance(self.fingerprint, Fingerprint):
+            raise PlanError(f"fingerprint must be a Fingerprint, not {self.fingerprint!r}")
         _check_schema(self.schema_version)
         _check_measured(self)
 
@@ -199,6 +224,30 @@ class Plan:
                 hint="Plan again for this model and these inputs.",
             )
 
+    def check_use(self, problem: ChainProblem, fingerprint: Fingerprint) -> None:
+        """That the plan may be used here: same fingerprint, same regions, same bytes held.
+
+        Seconds, activations and drift may differ: another machine measures its own.
+
+        Raises:  PlanError with what differs.
+        """
+        if self.fingerprint is None:
+            raise PlanError(
+                "the plan says nothing of what it was made for", where=self.where,
+                hint="Use a plan that compile() made and plan.save() wrote.",
+            )  # fmt: skip
+        self.fingerprint.check(fingerprint, "the plan")
+        wrong = mismatches(self, problem, figures=use_figures)
+        if wrong:
+            raise PlanError(
+                f"the plan does not fit what was found here: {'; '.join(wrong)}",
+                where=self.where, hint="Plan again with this version and these inputs.",
+            )  # fmt: skip
+
+    def storage_of(self, region: PlannedRegion) -> Storage:
+        """How a region's residual is kept."""
+        return next(s for s in self.storages if s.name == region.storage)
+
     def diff(self, other: Plan) -> str:
         """One line for each figure that differs, this plan's value first; or "no difference"."""
         return difference(asdict(self), asdict(other))
@@ -220,13 +269,27 @@ class Plan:
             cls,
             data,
             regions=lambda rows: tuple(
-                record(PlannedRegion, row, absorbed=array) for row in array(rows)
+                record(PlannedRegion, row, absorbed=array, place=lambda text: choice(Place, text))
+                for row in array(rows)
             ),
             kept_lives=array,
             memory=lambda entries: record(Memory, entries),
             drift_source=lambda text: choice(DriftSource, text),
             frontier=lambda rows: tuple(
                 record(Alternative, row, cuts=array) for row in array(rows)
+            ),
+            storages=lambda rows: tuple(
+                record(
+                    Storage,
+                    row,
+                    form=lambda text: choice(Form, text),
+                    place=lambda text: choice(Place, text),
+                )
+                for row in array(rows)
+            ),
+            solved=lambda entries: record(Solved, entries, proof=lambda text: choice(Proof, text)),
+            fingerprint=lambda entries: (
+                None if entries is None else record(Fingerprint, entries, resolution=array)
             ),
         )
 

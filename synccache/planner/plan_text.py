@@ -11,7 +11,7 @@ from synccache.planner.problem import DriftSource
 from synccache.planner.quantities import counted, format_bytes
 
 if TYPE_CHECKING:
-    from synccache.planner.plan import Alternative, Plan, PlannedRegion
+    from synccache.planner.plan import Alternative, Memory, Plan, PlannedRegion
 
 _WIDTH = 100
 _SKIPS_WIDTH, _STORED_WIDTH, _PREDICTOR_WIDTH = 26, 16, 14
@@ -71,13 +71,27 @@ def _regions(plan: Plan) -> str:
         return ""
     header = ("#", "skips", "held/branch", "stored as", "predictor", "drift", "saves")
     rows = [line for region in plan.regions for line in _region_lines(region)]
-    held = format_bytes(plan.memory.residual_bytes // plan.memory.guidance_branches)
+    held = format_bytes(sum(region.held_bytes for region in plan.regions))
     rows.append(("", "together", held, "", "", _drift(plan.drift), _seconds(plan.seconds_saved)))
     notes = [
         "held/branch: for each guidance branch. saves: on one skipped forward of one branch.",
         f"drift: {_SOURCES[plan.drift_source]}.",
+        *_choice_notes(plan),
     ]
     return "\n".join([*_aligned(header, rows, left=(1, 3, 4)), *notes])
+
+
+def _choice_notes(plan: Plan) -> list[str]:
+    """What a choice of storage costs, and how good it is proven to be; nothing without a choice."""
+    if len(plan.storages) == 1:
+        return []
+    lost = sum(region.seconds_lost for region in plan.regions)
+    names = ", ".join(storage.name for storage in plan.storages)
+    return [
+        f"storages to choose from: {names};",
+        f"storage loses {_seconds(lost)} of a skipped forward.",
+        f"{plan.solved.proof.value}, gap {plan.solved.gap:.2%}, after {plan.solved.seconds:.2f} s.",
+    ]
 
 
 def _region_lines(region: PlannedRegion) -> _Rows:
@@ -104,11 +118,20 @@ def _memory(plan: Plan) -> str:
         ("weights", format_bytes(memory.weights_bytes), ""),
         ("activations, peak", format_bytes(memory.activation_bytes), ""),
         ("residuals", format_bytes(memory.residual_bytes), branches),
+        *_away(memory),
         ("step-invariant values", format_bytes(memory.invariant_bytes), branches),
         ("probe and masks", format_bytes(memory.shared_bytes), "shared"),
         ("together", format_bytes(memory.total_bytes), _against_budget(plan)),
     ]
     return "\n".join(_aligned(("memory on the device", "size", ""), rows, left=(0, 2)))
+
+
+def _away(memory: Memory) -> list[tuple[str, str, str]]:
+    """Rows for what comes back from the host, where anything lies there."""
+    if not memory.host_bytes:
+        return []
+    host = f"of {format_bytes(memory.host_bytes)} kept in main memory"
+    return [("copies from the host", format_bytes(memory.staging_bytes), host)]
 
 
 def _against_budget(plan: Plan) -> str:

@@ -9,42 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from ortools.sat.python import cp_model
 
 from synccache.errors import PlanError
 from synccache.planner.quantities import checked_amount, checked_count
+from synccache.planner.solved import Proof, Solved
 
 COST_STEPS = 10**9
 """Whole steps that the largest amount of an objective is divided into."""
-
-
-class Proof(StrEnum):
-    """What the solver knows about its answer."""
-
-    OPTIMAL = "optimal"
-    """No better answer exists, up to the rounding of costs."""
-    TIME_LIMIT = "best found within the time limit"
-    """A better answer may exist; `Solved.gap` says by how much at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Solved:
-    """How good an answer is: its cost, a proven lower bound, and the time taken.
-
-    Units:  seconds of wall time; cost and bound as in the objective, after the integer scaling.
-    """
-
-    proof: Proof
-    cost: float
-    bound: float
-    seconds: float
-
-    @property
-    def gap(self) -> float:
-        """(cost - bound) / cost: 0 if proven best, at most 1."""
-        return max(0.0, self.cost - self.bound) / self.cost if self.cost > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +94,6 @@ def solve(
         seconds=until.seconds_used,
     )
     return Answer(solver, solved)
+
+
+__all__ = ["Answer", "Deadline", "Proof", "Solved", "cost_scale", "deadline", "solve"]
