@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,20 @@ from synccache.errors import MatchError, PlanError, PolicyError
 from synccache.fx.cached_model import CachedModel
 from synccache.fx.capture import Captured
 from synccache.fx.conditions import tag_inputs
-from synccache.fx.cost import chain_problem, lives_between, visual_flops
+from synccache.fx.cost import lives_between, visual_flops
 from synccache.fx.hoist import hoistable
 from synccache.fx.masks import token_masks
 from synccache.fx.match import RuleMatch, match
+from synccache.fx.planning import given_bytes, keeps, make_plan
 from synccache.fx.program import ResidualProgram, residual_program
 from synccache.fx.regions import Layout, lay_out
+from synccache.fx.request import Request
 from synccache.fx.rewrite import rewrite
 from synccache.fx.taps import main_stream
 from synccache.fx.variant import Variant
-from synccache.planner import Plan, parse_bytes, plan_chain
+from synccache.planner import Plan, parse_bytes
 from synccache.planner.calibration import Calibration
+from synccache.planner.storage import Storage, storages_named
 from synccache.policies import by_name
 from synccache.policies.dsl import (
     MaskWeight,
@@ -39,20 +41,6 @@ from synccache.policies.dsl import (
     weights_of,
 )
 from synccache.policies.files import is_file, load
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the caller asked ``compile`` for, checked."""
-
-    policy: Policy
-    mem_budget: int | None
-    cache_ratio: float | None
-    conditions: Mapping[str, Sequence[str]] | None
-    masks: Mapping[str, Tensor]
-    verify: bool
-    calibration: Calibration | None = None
-    measure: bool = False  # emit taps at region boundaries, for calibrate()
 
 
 def compile(
@@ -66,6 +54,8 @@ def compile(
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
     verify: bool = True,
     calibration: Calibration | str | Path | None = None,
+    storages: Sequence[str | Storage] | None = None,
+    plan: Plan | str | Path | None = None,
 ) -> CachedModel:
     """The model with a caching policy compiled into it; call it as you call the model.
 
@@ -87,6 +77,11 @@ def compile(
         verify: replay the recording once and demand the same bits.
         calibration: what ``synccache.calibrate`` measured, or the path of its file; without one the
             planner assumes that few absorbed audio branches, evenly spread, are best, and says so.
+        storages: ways to keep residuals that the planner may choose from where ``mem_budget`` needs
+            it, by name (``synccache.planner.storage``): "as computed", "bfloat16", "float8",
+            "in turns", "host", "float8 on the host". Left out: those that lose nothing, which on a
+            CUDA device includes main memory.
+        plan: a plan made before, or the path of its file; refused where it does not belong.
 
     Raises:
         PolicyError, PlanError: at once, for what can be seen without running the model.
@@ -99,7 +94,7 @@ def compile(
         )
     request = checked_request(
         policy, mem_budget=mem_budget, cache_ratio=cache_ratio, conditions=conditions, masks=masks,
-        verify=verify, calibration=calibration,
+        verify=verify, calibration=calibration, storages=storages, plan=plan,
     )  # fmt: skip
     compiled = CachedModel(model, request, build_variant)
     if example is not None:
@@ -111,8 +106,13 @@ def checked_request(
     policy: str | Path | Policy, *, mem_budget: str | int | None = None, cache_ratio: float | None = None,
     conditions: Mapping[str, Sequence[str]] | None = None, masks: Mapping[str, Tensor] | None = None,
     verify: bool = True, calibration: Calibration | str | Path | None = None, measure: bool = False,
+    storages: Sequence[str | Storage] | None = None, plan: Plan | str | Path | None = None,
 ) -> Request:  # fmt: skip
     """The arguments of ``compile`` as a checked record."""
+    if plan is not None and (cache_ratio is not None or storages is not None):
+        raise PlanError(
+            "plan= says already what is held; cache_ratio= and storages= ask for another."
+        )
     return Request(
         policy=_policy(policy),
         mem_budget=None if mem_budget is None else parse_bytes(mem_budget),
@@ -124,6 +124,8 @@ def checked_request(
         if isinstance(calibration, (str, Path))
         else calibration,
         measure=measure,
+        storages=None if storages is None else storages_named(storages),
+        plan=Plan.load(plan) if isinstance(plan, (str, Path)) else plan,
     )
 
 
@@ -158,12 +160,19 @@ def build_variant(
     program = _program(model, captured, tags, needed=bool(policy.rules))
     matches = match(policy, program, type(model).__name__) if program else ()
     base = _base_layout(program, matches)
-    masks = token_masks(request.masks, _mask_tokens(program)) if program else {}
-    plan = _plan(model, request, program, matches, base, hoisted, guidance_branches, masks)
+    masks = token_masks(request.masks or {}, _mask_tokens(program)) if program else {}
+    plan = (
+        make_plan(
+            model, request, program, matches, base, hoisted, guidance_branches,
+            _mask_bytes(matches, masks, program, guidance_branches),
+        )
+        if program
+        else None
+    )  # fmt: skip
     layout = _merged(program, matches, base, plan) if program else base
     planned = time.perf_counter()
     emitted = rewrite(
-        model, program, captured, matches, layout, hoisted, name=name,
+        model, program, captured, matches, layout, hoisted, keeps(plan, layout, matches), name=name,
         find_mask=bool(_wants_mask(matches) - set(masks)), measure=request.measure,
     )  # fmt: skip
     return Variant(
@@ -211,50 +220,12 @@ def _mask_tokens(program: ResidualProgram) -> int:
     return tokens
 
 
-def _plan(
-    model: nn.Module, request: Request, program: ResidualProgram | None, matches: tuple[RuleMatch, ...],
-    layout: Layout, hoisted: dict[Any, int], guidance_branches: int, masks: Mapping[str, Tensor],
-) -> Plan | None:  # fmt: skip
-    if program is None:
-        return None
-    problem = chain_problem(
-        model, program, matches, layout, hoisted, leader=request.policy.leader,
-        guidance_branches=guidance_branches,
-        masks=_mask_bytes(matches, masks, program, guidance_branches),
-        drift=_drift(model, request, layout),
-    )  # fmt: skip
-    if request.cache_ratio is not None and matches and not any(m.planned for m in matches):
-        raise PlanError(
-            f"cache_ratio={request.cache_ratio} chooses how many segments to hold, but no rule of this "
-            "policy says segments(...).",
-            where=f"{request.policy.name} on {type(model).__name__}", hint="Leave cache_ratio out.",
-        )  # fmt: skip
-    return plan_chain(
-        problem, policy=request.policy.name, model=type(model).__name__, mem_budget=request.mem_budget,
-        cache_ratio=request.cache_ratio if matches else None,
-    )  # fmt: skip
-
-
-def _drift(
-    model: nn.Module, request: Request, layout: Layout
-) -> tuple[tuple[float, ...], ...] | None:
-    if request.calibration is None or not layout.regions:
-        return None
-    request.calibration.check(
-        model=type(model).__name__,
-        regions=tuple(r.label for r in layout.regions),
-        shape=tuple(layout.regions[0].runs[0].before.meta["shape"]),
-    )
-    return request.calibration.drift
-
-
 def _mask_bytes(
     matches: tuple[RuleMatch, ...], masks: Mapping[str, Tensor], program: ResidualProgram, branches: int
 ) -> int:  # fmt: skip
-    given = sum(m.numel() * m.element_size() for m in masks.values())
     batch = program.of_stream(main_stream(program))[0].before.meta["shape"][0]
     found = 4 * batch * _mask_tokens(program) * branches if _wants_mask(matches) - set(masks) else 0
-    return given + found
+    return given_bytes(masks) + found
 
 
 def _merged(

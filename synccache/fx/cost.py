@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 from torch.fx import Node
 
 from synccache.fx.capture import Captured
+from synccache.fx.held import tensor_bytes
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
 from synccache.fx.taps import anchor_probe, kept, prediction_node
 from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_table
+from synccache.planner.problem import LowerOrder
+from synccache.planner.storage import Form
 from synccache.policies import dsl
 from synccache.policies.dsl import AUDIO, FIRST_BRANCH, Hold, Leader, TwoAnchor
 
@@ -25,6 +29,12 @@ def weights_bytes(model: nn.Module) -> int:
         storage = tensor.untyped_storage()
         sizes[storage._cdata] = storage.nbytes()
     return sum(sizes.values())
+
+
+def weights_device(model: nn.Module) -> torch.device:
+    """Where the model's parameters lie; the CPU for a model without any."""
+    tensor = next(iter([*model.parameters(), *model.buffers()]), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def activation_peak_bytes(captured: Captured) -> int:
@@ -117,12 +127,25 @@ def chain_problem(
     fixed, shared = probe_bytes(matches, program, leader)
     predictors = {type(m.rule.reuse) for m in matches} or {Hold}
 
-    def merged(first: int, end: int) -> int:
-        if all(lives[i] for i in range(first, end - 1)):
-            streams = {run.branches[0].stream: run for r in regions[first:end] for run in r.runs}
-            return sum(node_bytes(run.before) for run in streams.values())
-        return sum(r.held_bytes for r in regions[first:end])
+    histories = {m.rule.reuse.history for m in matches} or {1}
+    tensors = max(histories) if len(histories) == 1 else 1  # else counted in the bytes below
 
+    def held_in(form: Form) -> Callable[[int, int], int]:
+        def size(first: int, end: int) -> int:
+            joined = all(lives[i] for i in range(first, end - 1))
+            runs = [run for r in regions[first:end] for run in r.runs]
+            streams = (
+                {run.branches[0].stream: run for run in runs} if joined else dict(enumerate(runs))
+            )
+            times = 1 if tensors > 1 else matches[regions[first].rule].rule.reuse.history
+            return times * sum(
+                tensor_bytes(run.before.meta["shape"], run.before.meta["dtype"], form)
+                for run in streams.values()
+            )
+
+        return size
+
+    merged = held_in(Form.AS_COMPUTED)
     audio = [b for b in program.branches if AUDIO in b.reads]
     return ChainProblem(
         gaps=tuple(
@@ -141,7 +164,12 @@ def chain_problem(
         guidance_branches=guidance_branches,
         dtype=str(regions[0].runs[0].before.meta["dtype"]).removeprefix("torch.") if regions else "none",
         predictor=", ".join(sorted(p.__name__ for p in predictors)),
-        tensors_per_segment=max((m.rule.reuse.history for m in matches), default=1),
+        tensors_per_segment=tensors,
+        bytes_as=tuple(
+            (form, segment_table(len(regions), held_in(form)))
+            for form in Form if form is not Form.AS_COMPUTED
+        ),
+        lower_orders=(LowerOrder(predictor="Hold", tensors=1),) if tensors > 1 and drift is None else (),
         fixed_bytes_per_branch=invariant_bytes(program.captured, hoisted) + fixed,
         shared_bytes=shared + masks,
         drift=drift,

@@ -8,7 +8,7 @@ between it may be bfloat16 or float8, and may lie in main memory. Bytes are thos
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -110,6 +110,29 @@ def tensor_bytes(shape: tuple[int, ...], dtype: torch.dtype, form: Form) -> int:
         elements *= size
     vectors = elements // shape[-1] if shape and shape[-1] else 1
     return stored_bytes(form, elements=elements, vectors=vectors, itemsize=dtype.itemsize)
+
+
+_PROBE_NUMBERS = 1 << 25  # 64 MB of bfloat16: long enough to time, short enough not to notice
+
+
+@lru_cache
+def measured(storage: Storage, device: torch.device) -> Storage:
+    """The storage with the seconds that it loses on a CUDA device, timed there once."""
+    if storage == AS_COMPUTED:
+        return storage
+    held = Held(storage)
+    tensor = torch.ones(1, _PROBE_NUMBERS // 1024, 1024, dtype=torch.bfloat16, device=device)
+    held.push(0, tensor, 1)
+    held.park()
+    held.tensors()  # warms up allocator and copy engine
+    held.park()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    held.tensors()
+    end.record()
+    torch.cuda.synchronize(device)
+    seconds = begin.elapsed_time(end) / 1000
+    return replace(storage, seconds_per_gb=seconds * 10**9 / (tensor.numel() * tensor.itemsize))
 
 
 @lru_cache

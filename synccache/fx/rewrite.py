@@ -32,6 +32,7 @@ from synccache.fx.emit import (
 )
 from synccache.fx.gate import Gate, Settle
 from synccache.fx.match import RuleMatch
+from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
 from synccache.fx.runtime import AudioWrites, Invariant, SkipRegion
@@ -56,13 +57,14 @@ class Rewritten:
 
 def rewrite(
     model: nn.Module, program: ResidualProgram | None, captured: Captured,
-    matches: tuple[RuleMatch, ...], layout: Layout, hoisted: dict[Node, int], *,
-    name: str, find_mask: bool, measure: bool = False,
+    matches: tuple[RuleMatch, ...], layout: Layout, hoisted: dict[Node, int],
+    kept: tuple[Keep, ...], *, name: str, find_mask: bool, measure: bool = False,
 ) -> Rewritten:  # fmt: skip
     """Emits the program with its regions guarded by gates.
 
     Args:
         hoisted: nodes to compute once, with the bit mask of the inputs they depend on.
+        kept: for each region, how what it holds is stored and what predicts from it.
         find_mask: also watch what the audio branches write, for policies that weigh by a mask.
         measure: also show every region boundary to the call's drift meter.
     """
@@ -95,7 +97,7 @@ def rewrite(
             item, label = _invariant_item(emitter, unit[1], lines, wanted, f"{name}.")  # type: ignore[index]
             names.append(label)
         else:
-            item = _region_item(emitter, layout.regions[unit[1]], matches, lines)  # type: ignore[index]
+            item = _region_item(emitter, layout.regions[unit[1]], kept[unit[1]], lines)  # type: ignore[index]
         items.append(item)
     for i, matched in enumerate(matches):
         items += _gate_items(i, matched, layout, captured.graph, program)
@@ -262,15 +264,12 @@ def _uses(items: list[Item]) -> set[Key]:
     return {u for i in items for u in i.uses}
 
 
-def _region_item(
-    emitter: Emitter, region: Region, matches: tuple[RuleMatch, ...], items: list[Item]
-) -> Item:
+def _region_item(emitter: Emitter, region: Region, keep: Keep, items: list[Item]) -> Item:
     inputs, _, inside = _external(items)
     starts = [run.before for run in region.runs]
     ends = [run.after for run in region.runs]
     ordered = [*starts, *(n for n in inputs if n not in starts)]
     name = f"region_{region.index}"
-    rule = matches[region.rule].rule
     writes = [n for n in inside if "after_reads" in n.meta]
     copy = tuple(
         any(w.meta.get("storage") == s.meta.get("storage") for w in writes) for s in starts
@@ -279,7 +278,14 @@ def _region_item(
     body = emitter.build(items, ordered, ends, name)
     flops, seconds = _cost(inside)
     module = SkipRegion(
-        body, region.index, rule.reuse, copy, flops=flops, visual_flops=visual, seconds=seconds
+        body,
+        region.index,
+        keep.predictor,
+        copy,
+        flops=flops,
+        visual_flops=visual,
+        seconds=seconds,
+        storage=keep.storage,
     )
     gate = f"gate {region.rule}"
 

@@ -1,0 +1,138 @@
+"""From what was matched to a plan, and from a plan to how each region is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from synccache.errors import PlanError
+from synccache.fx.cost import chain_problem, weights_device
+from synccache.fx.held import measured
+from synccache.fx.match import RuleMatch
+from synccache.fx.program import ResidualProgram
+from synccache.fx.regions import Layout
+from synccache.fx.request import Request
+from synccache.fx.taps import main_stream
+from synccache.planner import ChainProblem, Plan, plan_chain
+from synccache.planner.fingerprint import Fingerprint, parameters_digest
+from synccache.planner.storage import AS_COMPUTED, HOST, TURNS, Place, Storage
+from synccache.policies.dsl import Hold, Policy, Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How the residual of one region is held, and what predicts from it."""
+
+    predictor: Predictor
+    storage: Storage = AS_COMPUTED
+
+
+def keeps(plan: Plan | None, layout: Layout, matches: tuple[RuleMatch, ...]) -> tuple[Keep, ...]:
+    """For each region of the layout; as the plan says, where there is one."""
+    own = [Keep(matches[region.rule].rule.reuse) for region in layout.regions]
+    if plan is None:
+        return tuple(own)
+    if len(plan.regions) != len(layout.regions):
+        raise PlanError(
+            f"the plan has {len(plan.regions)} regions, the graph {len(layout.regions)}: a live branch "
+            "between two of them is read where the plan absorbs it.", where=plan.where,
+            hint="Raise cache_ratio or mem_budget, so that fewer branches are absorbed.",
+        )  # fmt: skip
+    return tuple(
+        replace(keep, predictor=Hold() if region.predictor == "Hold" else keep.predictor,
+                storage=plan.storage_of(region))
+        for keep, region in zip(own, plan.regions)
+    )  # fmt: skip
+
+
+def make_plan(
+    model: nn.Module, request: Request, program: ResidualProgram, matches: tuple[RuleMatch, ...],
+    layout: Layout, hoisted: dict[Node, int], guidance_branches: int, mask_bytes: int,
+) -> Plan:  # fmt: skip
+    """The best plan within what was asked, or the plan that was given, if it belongs here."""
+    where = f"{request.policy.name} on {type(model).__name__}"
+    problem = chain_problem(
+        model, program, matches, layout, hoisted, leader=request.policy.leader,
+        guidance_branches=guidance_branches, masks=mask_bytes, drift=_drift(model, request, layout),
+    )  # fmt: skip
+    made_for = fingerprint(model, request.policy, program)
+    if request.plan is not None:
+        return _given(request.plan, request, problem, made_for)
+    if request.cache_ratio is not None and matches and not any(m.planned for m in matches):
+        raise PlanError(
+            f"cache_ratio={request.cache_ratio} chooses how many segments to hold, but no rule of this "
+            "policy says segments(...).", where=where, hint="Leave cache_ratio out.",
+        )  # fmt: skip
+    return plan_chain(
+        problem, policy=request.policy.name, model=type(model).__name__,
+        mem_budget=request.mem_budget, cache_ratio=request.cache_ratio if matches else None,
+        storages=_storages(request, weights_device(model), where), fingerprint=made_for,
+    )  # fmt: skip
+
+
+def fingerprint(model: nn.Module, policy: Policy, program: ResidualProgram) -> Fingerprint:
+    """What a plan for this model, policy and these shapes may be used with."""
+    entries = [*model.named_parameters(), *model.named_buffers()]
+    stream = program.of_stream(main_stream(program))[0].before
+    return Fingerprint(
+        model=type(model).__name__,
+        parameters=parameters_digest(
+            (name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in entries
+        ),
+        resolution=tuple(stream.meta["shape"]),
+        policy=repr(policy),
+    )
+
+
+def _given(plan: Plan, request: Request, problem: ChainProblem, made_for: Fingerprint) -> Plan:
+    """The caller's plan, checked against what was found here."""
+    plan.check_use(problem, made_for)
+    planned, found = plan.memory.guidance_branches, problem.guidance_branches
+    if found > planned:
+        raise PlanError(
+            f"the plan was made for {planned} guidance branch(es), this loop has {found}, and each holds "
+            "residuals of its own.", where=plan.where,
+            hint="Save compiled.plan after a whole run of the loop that it is for.",
+        )  # fmt: skip
+    if request.mem_budget is not None and plan.memory.total_bytes > request.mem_budget:
+        raise PlanError(
+            f"the plan takes {plan.memory.total_bytes} bytes, more than mem_budget="
+            f"{request.mem_budget}.", where=plan.where, hint="Plan again with this budget.",
+        )  # fmt: skip
+    return plan
+
+
+def _storages(request: Request, device: torch.device, where: str) -> tuple[Storage, ...]:
+    """What may be chosen from: as asked, else all that loses nothing on this device."""
+    on_cuda = device.type == "cuda"
+    lossless = (AS_COMPUTED, TURNS, HOST) if on_cuda and request.mem_budget else (AS_COMPUTED,)
+    wanted = request.storages or lossless
+    away = [s.name for s in wanted if s.place is not Place.DEVICE]
+    if away and device.type == "cpu" and request.mem_budget is not None:
+        raise PlanError(
+            f"storages {away} free memory of the device by filling main memory, but this model lies in "
+            "main memory itself.", where=where, hint='Ask for "float8" or "bfloat16" instead.',
+        )  # fmt: skip
+    return tuple(measured(s, device) for s in wanted) if on_cuda else wanted
+
+
+def _drift(
+    model: nn.Module, request: Request, layout: Layout
+) -> tuple[tuple[float, ...], ...] | None:
+    if request.calibration is None or not layout.regions:
+        return None
+    request.calibration.check(
+        model=type(model).__name__,
+        regions=tuple(r.label for r in layout.regions),
+        shape=tuple(layout.regions[0].runs[0].before.meta["shape"]),
+    )
+    return request.calibration.drift
+
+
+def given_bytes(masks: Mapping[str, Tensor]) -> int:
+    """Bytes of token masks that the caller gave."""
+    return sum(m.numel() * m.element_size() for m in masks.values())
