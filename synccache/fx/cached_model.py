@@ -223,7 +223,7 @@ class CachedModel(nn.Module):
     def _planned_again(self, variant: Variant, branches: int) -> Variant:
         """The variant for more guidance branches: caches multiply, so the plan may change."""
         fresh = self._build(variant.captured, branches)
-        if variant.plan is None or fresh.plan is None or variant.plan.cuts == fresh.plan.cuts:
+        if variant.plan is None or fresh.plan is None or variant.plan.choices == fresh.plan.choices:
             fresh = variant.with_plan_of(fresh)
         self._variants.replace(variant, fresh)
         return fresh

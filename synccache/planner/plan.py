@@ -192,6 +192,11 @@ class Plan:
         return (0, *(region.last_gap + 1 for region in self.regions))
 
     @property
+    def choices(self) -> tuple[tuple[int, str, str], ...]:
+        """Where each region ends, how it is stored, what predicts: what an emitted graph depends on."""
+        return tuple((r.last_gap, r.storage, r.predictor) for r in self.regions)
+
+    @property
     def drift(self) -> float | None:
         """The sum over regions, None where nothing was measured."""
         if self.drift_source is DriftSource.ASSUMED:
