@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
-from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import CaptureError
+from synccache.fx.ages import ages
 from synccache.fx.carried import attributes, refuse_counters, refuse_read_back, same_program
 from synccache.fx.frames import Frame, Unplaceable, has_hooks, own_forward
 from synccache.fx.inputs import Path, Structure, bind, flatten
@@ -63,7 +64,7 @@ def capture(
             appears in does not help.
     """
     marks, given = attributes(model), Before(flatten((args, kwargs))[0])
-    out, captured, recorder = _closing(model, args, kwargs, closed, frozenset())
+    out, captured, recorder = _closing(model, args, kwargs, closed, frozenset(), given)
     left = attributes(model)
     kept = _kept(recorder, out)
     if left == marks and not kept:
@@ -71,7 +72,7 @@ def capture(
     changed = Before(given.tensors)  # the caller sees one forward's writes, not two
     given.restore()
     again = frozenset(captured.closed), frozenset(id(t) for t, _ in kept)
-    _, second, later = _closing(model, args, kwargs, *again)
+    _, second, later = _closing(model, args, kwargs, *again, given)
     changed.restore()
     where = type(model).__name__
     refuse_read_back(kept, later.read.values(), where)
@@ -93,13 +94,13 @@ def _kept(recorder: Recorder, out: Any) -> list[tuple[torch.Tensor, bool]]:
 
 def _closing(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str],
-    fixed: frozenset[int],
+    fixed: frozenset[int], given: Before,
 ) -> tuple[Any, Captured, Recorder]:  # fmt: skip
     """Records, with modules closed one by one where tensors appear from nowhere."""
-    before, given = _tensors_alive(), Before(flatten((args, kwargs))[0])
     for _ in range(_ATTEMPTS):
         try:
-            return _record(model, args, kwargs, closed, before, fixed)
+            with ages() as born_before:
+                return _record(model, args, kwargs, closed, born_before, fixed)
         except Unplaceable as problem:
             if problem.path == "" or problem.path in closed:
                 raise CaptureError(
@@ -118,15 +119,11 @@ def _closing(
 
 def _record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str],
-    before: dict[int, TensorWeakRef], fixed: frozenset[int],
+    born_before: Callable[[torch.Tensor], bool], fixed: frozenset[int],
 ) -> tuple[Any, Captured, Recorder]:  # fmt: skip
     forward = own_forward(model)
     arguments = bind(forward, args, kwargs)
     tensors, _, paths = flatten(arguments)
-
-    def born_before(tensor: torch.Tensor) -> bool:
-        reference = before.get(id(tensor))
-        return reference is not None and reference() is tensor
 
     recorder = Recorder(model, closed, born_before, fixed)
     for tensor, path in zip(tensors, paths):
@@ -154,21 +151,6 @@ def _record(
         closed=tuple(sorted(closed)),
     )  # fmt: skip
     return out, captured, recorder
-
-
-def _tensors_alive() -> dict[int, TensorWeakRef]:
-    """Tensors that exist now: the only ones a recording may take for constants."""
-    is_tensor: dict[
-        type, bool
-    ] = {}  # asked once a type: there are hundreds of thousands of objects
-    alive = {}
-    for thing in gc.get_objects():
-        kind = type(thing)
-        if kind not in is_tensor:
-            is_tensor[kind] = issubclass(kind, torch.Tensor)
-        if is_tensor[kind]:
-            alive[id(thing)] = TensorWeakRef(thing)
-    return alive
 
 
 def _identifier(name: str) -> str:

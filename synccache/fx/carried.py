@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from synccache.errors import CaptureError
+from synccache.fx import ops
+from synccache.fx.frames import user_line
 
 _OWN = frozenset(vars(nn.Module()))
 _DEPTH = 3  # of containers inside an attribute
 _MANY = 1000  # items of a container that are looked at
+_OVERWRITES = ("copy_", "zero_", "fill_")
 _HINT = "Pass such values as arguments, or reset them inside forward."
 
 
@@ -78,6 +81,18 @@ def refuse_read_back(
                 f"a forward keeps a tensor {list(tensor.shape)} made from its inputs, and the next "
                 "forward reads it.", where=where, hint=_HINT,
             )  # fmt: skip
+
+
+def refuse_changed_state(owner: str, node: Node, readers: Iterable[Node]) -> None:
+    """Refuses a write ``node`` to the model's tensor ``owner``, unless it is written whole before
+    anything but its mention (``readers``) has used it."""
+    overwrites = node.target is ops.setitem or node.target in _OVERWRITES
+    if not overwrites or any(n.op != "get_attr" for n in readers):
+        raise CaptureError(
+            f"the forward changes `{owner.removeprefix('model.')}` of the model in place "
+            f"({user_line()}), which a later forward would read.",
+            hint="Keep such state outside forward, or put the code into a sub-module of torch.nn's own kind.",
+        )
 
 
 def same_program(a: Graph, b: Graph) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
+import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -82,7 +84,7 @@ def module_calls_seen(recorder: SeesModuleCalls) -> Iterator[None]:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is called, not opened: torch's own, compiled, scripted or offloaded ones."""
-    if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+    if isinstance(module, torch.jit.ScriptModule) or _is_compiled(module):
         return True
     if getattr(module, "_compiled_call_impl", None) is not None or is_offloaded(module):
         return True
@@ -109,6 +111,16 @@ def is_offloaded(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook") or bool(registry is not None and registry.hooks)
 
 
+def stance(name: Any) -> AbstractContextManager[Any]:
+    """``torch.compiler.set_stance`` where a compiler was imported; importing it takes seconds."""
+    return torch.compiler.set_stance(name) if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    compiler = sys.modules.get("torch._dynamo")
+    return compiler is not None and isinstance(module, compiler.OptimizedModule)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether forward hooks were put on the module itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
@@ -131,7 +143,11 @@ def autocast_state() -> tuple[Any, ...]:
 
 def user_line() -> str:
     """The innermost line of the running forward that is neither torch's nor ours."""
-    for entry in reversed(traceback.extract_stack()):
-        if "/torch/" not in entry.filename and "/synccache/fx/" not in entry.filename:
-            return f"{entry.filename.rsplit('/', 1)[-1]}:{entry.lineno} `{entry.line}`"
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/torch/" not in name and "/synccache/fx/" not in name:
+            line = linecache.getline(name, frame.f_lineno).strip()
+            return f"{name.rsplit('/', 1)[-1]}:{frame.f_lineno} `{line}`"
+        frame = frame.f_back
     return "an unknown line"

@@ -48,6 +48,7 @@ def _is_record(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, (type, Leaf, Structure))
 
 
+_ATOMS = frozenset((int, float, bool, str, complex, type(None), slice, torch.dtype, torch.device))
 _NOT_HOLDERS = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
 
 
@@ -108,27 +109,50 @@ def flatten(value: Any) -> tuple[list[torch.Tensor], Structure, list[Path]]:
     """The tensors of nested lists, tuples, dicts, dataclasses and objects, with their paths."""
     tensors: list[torch.Tensor] = []
     paths: list[Path] = []
+    return tensors, Structure(_walk(value, (), tensors, paths)), paths
 
-    def walk(item: Any, path: Path) -> Any:
-        if isinstance(item, torch.Tensor):
-            tensors.append(item)
-            paths.append(path)
-            return Leaf(len(tensors) - 1)
-        if _is_record(item):
-            values = {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
-            return _Record(type(item), {k: walk(v, path + (k,)) for k, v in values.items()})
-        if _is_namedtuple(item):
-            return type(item)(*(walk(v, path + (str(i),)) for i, v in enumerate(item)))
-        if type(item) in (list, tuple) or _is_named_result(item):
-            return type(item)([walk(v, path + (str(i),)) for i, v in enumerate(item)])
-        if isinstance(item, dict):
-            values = {k: walk(v, path + (str(k),)) for k, v in item.items()}
-            return values if type(item) is dict else _Record(type(item), values)
-        if _holds_tensors(item):
-            return _Record(type(item), {k: walk(v, path + (k,)) for k, v in vars(item).items()})
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """``flatten(value)[0]``, quickly for what torch calls take and give."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if type(value) in _ATOMS:
+        return []
+    if type(value) in (tuple, list):
+        return [tensor for item in value for tensor in tensors_of(item)]
+    return flatten(value)[0]
+
+
+def _walk(item: Any, path: Path, tensors: list[torch.Tensor], paths: list[Path]) -> Any:
+    # not a closure of `flatten`: a function that calls itself is a circle of references, which
+    # would keep every tensor it saw until the garbage collector comes by
+    if isinstance(item, torch.Tensor):
+        tensors.append(item)
+        paths.append(path)
+        return Leaf(len(tensors) - 1)
+    kind = type(item)
+    if kind in _ATOMS:
         return item
+    if kind is list or kind is tuple or _is_named_result(item):
+        return kind([_walk(v, path + (str(i),), tensors, paths) for i, v in enumerate(item)])
+    if kind is dict:
+        return {k: _walk(v, path + (str(k),), tensors, paths) for k, v in item.items()}
+    if _is_record(item):
+        fields = {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
+        return _Record(kind, _walk_values(fields, path, tensors, paths))
+    if _is_namedtuple(item):
+        return kind(*(_walk(v, path + (str(i),), tensors, paths) for i, v in enumerate(item)))
+    if isinstance(item, dict):
+        return _Record(kind, _walk_values(item, path, tensors, paths))
+    if _holds_tensors(item):
+        return _Record(kind, _walk_values(vars(item), path, tensors, paths))
+    return item
 
-    return tensors, Structure(walk(value, ())), paths
+
+def _walk_values(
+    values: dict[Any, Any], path: Path, tensors: list[torch.Tensor], paths: list[Path]
+) -> dict[Any, Any]:
+    return {k: _walk(v, path + (str(k),), tensors, paths) for k, v in values.items()}
 
 
 def index_paths(tree: Any) -> list[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
-from synccache.errors import CaptureError
 from synccache.fx import ops
+from synccache.fx.carried import refuse_changed_state
 from synccache.fx.frames import (
     Frame,
     Unplaceable,
@@ -33,9 +33,10 @@ from synccache.fx.frames import (
     is_opaque,
     module_calls_seen,
     plain_module_call,
+    stance,
     user_line,
 )
-from synccache.fx.inputs import Leaf, Structure, flatten, index_paths
+from synccache.fx.inputs import flatten, index_paths, tensors_of
 from synccache.fx.targets import (
     PLAIN,
     is_cast,
@@ -44,18 +45,13 @@ from synccache.fx.targets import (
     tells_facts,
     write_call,
 )
-from synccache.fx.tensors import (
-    Memories,
-    Watch,
-    live_tensors,
-    storage_bytes,
-    storage_key,
-    version_of,
-)
+from synccache.fx.tensors import Memories, facts, live_tensors, storage_key, version_of, watch
 
+_Unseen = torch._C.DisableTorchFunction  # bookkeeping asks tensors for facts; no mode need see it
 _COMPARISONS = ("equal", "allclose")
 _LEAVES_TORCH = ("numpy", "__array__", "data_ptr", "__dlpack__")
-_OVERWRITES = ("copy_", "zero_", "fill_")
+_ATOMS = frozenset((*PLAIN, type(None), bool))
+_Operand = tuple[torch.Tensor, Node]
 
 
 class Recorder(TorchFunctionMode):
@@ -86,7 +82,7 @@ class Recorder(TorchFunctionMode):
         self._readers: dict[int, list[Node]] = {}  # memory -> who read it since
         self._hidden: dict[int, Node] = {}  # storage key -> the call that wrote to it unasked
         self._owned: dict[int, str] = {}  # memory -> the model's tensor in it
-        self._watch = Watch()
+        self._watch = watch()
         offloaded = model if is_offloaded(model) else nn.Module()
         self._brought = {f"model.{n}" for n, _ in offloaded.named_parameters(recurse=False)}
 
@@ -94,7 +90,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        with torch.compiler.set_stance("force_eager"), module_calls_seen(self), self._watch, self:
+        with stance("force_eager"), module_calls_seen(self), self._watch, self:
             yield
 
     def add_input(self, name: str, tensor: torch.Tensor) -> None:
@@ -118,31 +114,37 @@ class Recorder(TorchFunctionMode):
             return plain_module_call(module, *args, **kwargs)
         if path in self.closed or is_leaf(module):
             return self._call_leaf(module, path, args, kwargs)
-        frame = Frame(path, self.frame, kind=type(module).__name__, autocast=autocast_state())
-        frame.arguments = self._expressible((args, kwargs))
+        with _Unseen():
+            frame = Frame(path, self.frame, kind=type(module).__name__, autocast=autocast_state())
+            frame.arguments = self._expressible((args, kwargs))
         self.frames.append(frame)
         self.frame = frame
         try:
             out = plain_module_call(module, *args, **kwargs)
         finally:
             self.frame = frame.parent  # type: ignore[assignment]
-        tensors, frame.result, _ = flatten(out)
-        frame.result_nodes = [self.node_of(t) for t in tensors]
+        with _Unseen():
+            tensors, frame.result, _ = flatten(out)
+            frame.result_nodes = [self.node_of(t) for t in tensors]
         return out
 
     def _call_leaf(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-        mapped = self._map((args, kwargs))
+        with _Unseen():
+            mapped, operands = self._operands((args, kwargs))
+            known = {id(t) for t, _ in operands}  # and what an object of another kind carries
+            more = [t for t in tensors_of((args, kwargs)) if id(t) not in known]
+            operands += [(t, self.node_of(t)) for t in more]
+        opaque = path in self.closed or is_opaque(module)
 
         def emit(a: Any, k: Any) -> Node:
             node = self.graph.call_module(f"model.{path}", a, k)
-            node.meta["opaque"] = path in self.closed or is_opaque(module)
+            node.meta["opaque"] = opaque
             return node
 
         self.paused = True
         try:
-            with torch.compiler.set_stance("default"):
-                out = self._run(lambda: plain_module_call(module, *args, **kwargs), (args, kwargs),
-                                mapped, emit)  # fmt: skip
+            with stance("default") if opaque or module._compiled_call_impl else nullcontext():
+                out = self._run(lambda: plain_module_call(module, *args, **kwargs), mapped, operands, emit)  # fmt: skip
         finally:
             self.paused = False
         if path in self.closed:
@@ -153,88 +155,93 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.paused:
-            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name in ("set_grad_enabled", "_set_grad_enabled"):
+        if self.paused or name in ("set_grad_enabled", "_set_grad_enabled"):
             return func(*args, **kwargs)
-        tensors, _, _ = flatten((args, kwargs))
+        if name == "__get__":  # x.shape, x.dtype, x.device: fixed by the signature; x.T, x.real
+            probe = func(*args, **kwargs)
+            if not isinstance(probe, torch.Tensor):
+                return probe
+            return self._run_function(func, name, args, kwargs, probe)
         if name in ops.READERS or name in _COMPARISONS:
             return self._read_value(func, name, args, kwargs)
-        if name in _LEAVES_TORCH and any(self._depends_on(t) for t in tensors):
+        if name in _LEAVES_TORCH and any(self._depends_on(t) for t in tensors_of((args, kwargs))):
             raise Unplaceable(self.frame.path, user_line())
         if name == "__deepcopy__":
-            return self._run(lambda: func(*args, **kwargs), args, self._map(((args[0],), {})),
+            return self._run(lambda: func(*args, **kwargs), *self._operands(((args[0],), {})),
                              lambda a, k: self.graph.call_method("clone", a, k))  # fmt: skip
         probe = None
-        if not tensors or tells_facts(name):
+        if tells_facts(name) or not tensors_of((args, kwargs)):
             probe = func(*args, **kwargs)
-            if not flatten(probe)[0]:
+            if not tensors_of(probe):
                 if name in ops.LAYOUTS and self._depends_on(args[0]):
                     self._guard(ops.check_layout, args[0], name, probe, *args[1:])
                 return probe  # shapes and dtypes are fixed by the signature
-        mapped = self._map((args, kwargs))
+        return self._run_function(func, name, args, kwargs, probe)
+
+    def _run_function(self, func: Any, name: str, args: Any, kwargs: Any, probe: Any) -> Any:
         run = (lambda: func(*args, **kwargs)) if probe is None else (lambda: probe)
-        return self._run(
-            run, (args, kwargs), mapped, lambda a, k: write_call(self.graph, func, name, a, k)
-        )
+        return self._run(run, *self._operands((args, kwargs)),
+                         lambda a, k: write_call(self.graph, func, name, a, k))  # fmt: skip
 
     # ---- one operation
 
     def _run(
-        self, call: Callable[[], Any], inputs: Any, mapped: Any, emit: Callable[..., Node]
-    ) -> Any:
-        before, _, _ = flatten(inputs)
-        versions = [version_of(t) for t in before]
-        self._watch.written.clear()
-        flops, started = self._watch.flops, time.perf_counter()
+        self, call: Callable[[], Any], mapped: Any, operands: list[_Operand], emit: Callable[..., Node]
+    ) -> Any:  # fmt: skip
+        watching = self._watch
+        with _Unseen():
+            versions = [version_of(t) for t, _ in operands]
+        watching.written.clear()
+        flops, started = watching.flops, time.perf_counter()
         out = call()
         seconds = time.perf_counter() - started
-        keys = {storage_key(t) for t in before}
-        written = [
-            t for t, v in zip(before, versions)
-            if storage_key(t) in self._watch.written or v is not None and version_of(t) != v
-        ]  # fmt: skip
-        tensors, structure, _ = flatten(out)
-        if not tensors and not written:
-            return out
-        node = emit(*mapped)
-        node.meta.update(seconds=seconds, flops=self._watch.flops - flops)
-        self.depends[node] = 0
-        for read in [self.node_of(t) for t in before]:
-            self.depends[node] |= self.depends[read]
-        for tensor in before:
-            self._readers.setdefault(self._memories.of(tensor), []).append(node)
-        if before and tensors and tensors[0] is before[0] and not written and is_cast(node):
-            self._forget(node)
-            return out  # a cast to the type it has: dtypes are part of the signature
-        self._hide(node, self._watch.written - keys)
-        self._wrote(node, written)
-        self._name_results(node, tensors, structure)
-        self._name_written(node, written, tensors)
-        if self.depends[node] and shape_from_values(node, mapped[0]):
-            for tensor in tensors:
-                self._guard(ops.check_shape, tensor, tuple(tensor.shape))
+        with _Unseen():
+            written = [
+                t for (t, _), v in zip(operands, versions)
+                if watching.written and storage_key(t) in watching.written
+                or v is not None and version_of(t) != v
+            ]  # fmt: skip
+            tensors = tensors_of(out)
+            if not tensors and not written:
+                return out
+            node = emit(*mapped)
+            node.meta.update(seconds=seconds, flops=watching.flops - flops)
+            self._record(node, operands, out, tensors, written)
+            if self.depends.get(node) and shape_from_values(node, mapped[0]):
+                for tensor in tensors:
+                    self._guard(ops.check_shape, tensor, tuple(tensor.shape))
         return out
 
-    def _forget(self, node: Node) -> None:
-        for readers in self._readers.values():
-            if readers and readers[-1] is node:
-                readers.pop()
-        self.graph.erase_node(node)
+    def _record(
+        self, node: Node, operands: list[_Operand], out: Any, tensors: list[torch.Tensor],
+        written: list[torch.Tensor],
+    ) -> None:  # fmt: skip
+        if operands and out is operands[0][0] and not written and is_cast(node):
+            self.graph.erase_node(node)
+            return  # a cast to the type it has: dtypes are part of the signature
+        depends = 0
+        for _, read in operands:
+            depends |= self.depends[read]
+            self._readers.setdefault(read.meta["storage"], []).append(node)
+        self.depends[node] = depends
+        if self._watch.written:
+            self._hide(node, self._watch.written - {storage_key(t) for t, _ in operands})
+        self._wrote(node, written)
+        self._name_results(node, tensors, out)
+        self._name_written(node, written, tensors)
 
-    def _name_results(self, node: Node, tensors: list[torch.Tensor], out: Structure) -> None:
-        if isinstance(out.tree, Leaf):
-            self._describe(node, tensors[0])
-            self._know(tensors[0], node)
+    def _name_results(self, node: Node, tensors: list[torch.Tensor], out: Any) -> None:
+        if isinstance(out, torch.Tensor):
+            self._describe(node, out)
+            self._know(out, node)
             return
         node.meta.update(frame=self.frame, autocast=autocast_state())
-        for item, path in zip(tensors, index_paths(out.tree)):
+        for item, path in zip(tensors, index_paths(flatten(out)[1].tree)):
             part = node
             for step in path:
-                part = self.graph.call_function(
-                    ops.field if isinstance(step, str) else operator.getitem, (part, step)
-                )
+                function = ops.field if isinstance(step, str) else operator.getitem
+                part = self.graph.call_function(function, (part, step))
                 self.depends[part] = self.depends[node]
                 part.meta.update(seconds=0.0, flops=0)
                 self._describe(part, item)
@@ -245,7 +252,8 @@ class Recorder(TorchFunctionMode):
         for tensor in written:
             memory = self._memories.of(tensor)
             readers = [n for n in self._readers.get(memory, []) if n is not node]
-            self._refuse_carried_state(node, memory, readers)
+            if memory in self._owned:
+                refuse_changed_state(self._owned[memory], node, readers)
             node.meta["after_reads"] = [*node.meta.get("after_reads", ()), *readers]
             node.meta["writes"] = self._known[id(tensor)][1]
             self._readers[memory] = []
@@ -267,18 +275,6 @@ class Recorder(TorchFunctionMode):
                 node.meta.setdefault("autocast", autocast_state())
                 self.node_of(tensor)
 
-    def _refuse_carried_state(self, node: Node, memory: int, readers: list[Node]) -> None:
-        owner = self._owned.get(memory)
-        if owner is None:
-            return
-        overwrites = node.target is ops.setitem or node.target in _OVERWRITES
-        if not overwrites or any(n.op != "get_attr" for n in readers):
-            raise CaptureError(
-                f"the forward changes `{owner.removeprefix('model.')}` of the model in place "
-                f"({user_line()}), which a later forward would read.",
-                hint="Keep such state outside forward, or put the code into a sub-module of torch.nn's own kind.",
-            )
-
     def _hide(self, node: Node, keys: set[int]) -> None:
         """Writes to memory that is no operand: whoever reads it later reads it after this call."""
         for key in keys:
@@ -291,7 +287,7 @@ class Recorder(TorchFunctionMode):
         value = func(*args, **kwargs)
         if name in _COMPARISONS:
             if any(self._depends_on(t) for t in flatten((args, kwargs))[0]):
-                mapped, extra = self._map((args, kwargs))
+                mapped, extra = self._map((args, kwargs), [])
                 if extra or len(mapped) != 2:
                     raise Unplaceable(self.frame.path, user_line())
                 node = self.graph.call_function(ops.check_same, (*mapped, name, value))
@@ -318,7 +314,7 @@ class Recorder(TorchFunctionMode):
         if entry is None or entry[0]() is not tensor:
             return self._find(tensor)
         _, node, seen = entry
-        write = self._writes.get(self._memories.of(tensor))
+        write = self._writes.get(node.meta["storage"])
         if write is not None and write is not seen and write is not node:
             return self._renew(tensor, node, write)
         return node
@@ -348,7 +344,7 @@ class Recorder(TorchFunctionMode):
         return node if write is None else self._renew(tensor, node, write)
 
     def _know(self, tensor: torch.Tensor, node: Node) -> None:
-        write = self._writes.get(self._memories.of(tensor))
+        write = self._writes.get(node.meta["storage"])
         self._known[id(tensor)] = (TensorWeakRef(tensor), node, write)
 
     def _depends_on(self, tensor: torch.Tensor) -> bool:
@@ -359,27 +355,36 @@ class Recorder(TorchFunctionMode):
         node.meta.update(seconds=0.0, flops=0, frame=self.frame, autocast=autocast_state())
 
     def _describe(self, node: Node, tensor: torch.Tensor, frame: Frame | None = None) -> None:
-        node.meta.update(
-            shape=tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device,
-            storage=self._memories.of(tensor), storage_bytes=storage_bytes(tensor),
-            frame=frame or self.frame, autocast=autocast_state(),
-        )  # fmt: skip
+        node.meta.update(facts(tensor, self._memories))
+        node.meta.update(frame=frame or self.frame, autocast=autocast_state())
         node.meta.setdefault("seconds", 0.0)
         node.meta.setdefault("flops", 0)
 
-    def _map(self, value: Any) -> Any:
+    def _operands(self, value: Any) -> tuple[Any, list[_Operand]]:
+        """A value with nodes for its tensors, and the tensors with their nodes."""
+        met: list[_Operand] = []
+        return self._map(value, met), met
+
+    def _map(self, value: Any, met: list[_Operand]) -> Any:
+        kind = type(value)
+        if kind in _ATOMS:
+            return value
         if isinstance(value, torch.Tensor):
-            return self.node_of(value)
+            node = self.node_of(value)
+            met.append((value, node))
+            return node
+        if kind is tuple or kind is list:
+            return kind([self._map(v, met) for v in value])
         if isinstance(value, torch.Size):
             return tuple(value)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self._map(v) for v in value))
+            return type(value)(*(self._map(v, met) for v in value))
         if isinstance(value, (list, tuple)):
-            return type(value)([self._map(v) for v in value])
+            return type(value)([self._map(v, met) for v in value])
         if isinstance(value, dict):
-            return {k: self._map(v) for k, v in value.items()}
+            return {k: self._map(v, met) for k, v in value.items()}
         if isinstance(value, slice):
-            return slice(self._map(value.start), self._map(value.stop), self._map(value.step))
+            return slice(*(self._map(v, met) for v in (value.start, value.stop, value.step)))
         if value is None or value is Ellipsis or isinstance(value, PLAIN):
             return value
         name = f"object_{len(self.constants)}"
@@ -390,6 +395,6 @@ class Recorder(TorchFunctionMode):
 
     def _expressible(self, value: Any) -> Any:
         try:
-            return self._map(value) if is_plain(value) else None
+            return self._map(value, []) if is_plain(value) else None
         except Unplaceable:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from typing import Any
 
 import torch
@@ -60,6 +61,14 @@ class Memories:
         return None if found is None else found[1]
 
 
+def facts(tensor: torch.Tensor, memories: Memories) -> dict[str, Any]:
+    """What a node remembers of its tensor."""
+    return {
+        "shape": tuple(tensor.shape), "dtype": tensor.dtype, "device": tensor.device,
+        "storage": memories.of(tensor), "storage_bytes": storage_bytes(tensor),
+    }  # fmt: skip
+
+
 class Watch(TorchDispatchMode):
     """Sees the ATen operations below every recorded call: their FLOPs, and what they write to.
 
@@ -71,25 +80,55 @@ class Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.written: set[int] = set()
-        self._writing: dict[Any, tuple[tuple[int, str], ...]] = {}
+        self._about: dict[Any, tuple[Any, tuple[tuple[int, str], ...]]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler for seconds, to hide this mode from it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-        elif "scaled_dot_product" in packet.__name__ and "backward" not in packet.__name__:
-            self.flops += sdpa_flop_count(*(_four_dims(a.shape) for a in args[:3]))
-        if func not in self._writing:
-            self._writing[func] = _written_arguments(func)
-        for position, name in self._writing[func]:
+        about = self._about.get(func)
+        if about is None:
+            about = self._about[func] = _flops_of(func), _written_arguments(func)
+        count, writing = about
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+        for position, name in writing:
             target = args[position] if position < len(args) else kwargs.get(name)
             for tensor in target if isinstance(target, (list, tuple)) else (target,):
                 key = storage_key(tensor) if isinstance(tensor, torch.Tensor) else None
                 if key is not None:
                     self.written.add(key)
         return out
+
+
+def watch() -> Watch:
+    """A new ``Watch``, hidden from torch's compiler where that is in use."""
+    return _HiddenWatch() if "torch._dynamo" in sys.modules else Watch()
+
+
+class _HiddenWatch(Watch):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _flops_of(func: Any) -> Any:
+    packet = func._overloadpacket
+    if packet in flop_registry:
+        return flop_registry[packet]
+    name = packet.__name__
+    attention = "scaled_dot_product" in name and "backward" not in name
+    return _attention_flops if attention else None
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(*(_four_dims(t.shape) for t in (q, k, v)))
 
 
 def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
