@@ -59,7 +59,7 @@ def calibrate(
             hint="Run the whole loop inside `run`, with the model that it is given.",
         )
     variant = measuring.variant
-    shapes = [list(r.runs[0].before.meta["shape"]) for r in variant.layout.regions]
+    shapes = [list(r.runs[0].end.meta["shape"]) for r in variant.layout.regions]
     return Calibration(
         model=type(model).__name__,
         regions=tuple(r.label for r in variant.layout.regions),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def build_variant(
     tags = tag_inputs(captured, request.conditions)
     hoisted = hoistable(captured, tags)
     program = _program(model, captured, tags, needed=bool(policy.rules))
-    matches = match(policy, program, type(model).__name__) if program else ()
+    matches = match(policy, program, type(model).__name__, hoisted) if program else ()
     base = _base_layout(program, matches)
     masks = token_masks(request.masks or {}, _mask_tokens(program)) if program else {}
     plan = (
@@ -198,8 +199,7 @@ def _program(
 def _base_layout(program: ResidualProgram | None, matches: tuple[RuleMatch, ...]) -> Layout:
     if program is None:
         return Layout((), frozenset())
-    skip = {index: rule for rule, m in enumerate(matches) for index in m.skip}
-    return lay_out(program, skip, _probes(matches))
+    return lay_out(program, [m.skipped for m in matches], _probes(matches))
 
 
 def _probes(matches: tuple[RuleMatch, ...]) -> list[Any]:
@@ -234,9 +234,9 @@ def _merged(
     """The layout with the plan's segments: live branches that it absorbs are skipped too."""
     if plan is None or all(r.first_gap == r.last_gap for r in plan.regions):
         return base
-    skip = {index: rule for rule, m in enumerate(matches) for index in m.skip}
+    skipped = [m.skipped for m in matches]
     for region in plan.regions:
         for gap in range(region.first_gap, region.last_gap):
-            rule = base.regions[gap].rule
-            skip.update(dict.fromkeys(lives_between(program, base, gap), rule))
-    return lay_out(program, skip, _probes(matches))
+            rule, absorbed = base.regions[gap].rule, lives_between(program, base, gap)
+            skipped[rule] = replace(skipped[rule], branches=skipped[rule].branches.union(absorbed))
+    return lay_out(program, skipped, _probes(matches))

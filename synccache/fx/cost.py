@@ -139,7 +139,7 @@ def chain_problem(
             )
             times = 1 if tensors > 1 else matches[regions[first].rule].rule.reuse.history
             return times * sum(
-                tensor_bytes(run.before.meta["shape"], run.before.meta["dtype"], form)
+                tensor_bytes(run.end.meta["shape"], run.end.meta["dtype"], form)
                 for run in streams.values()
             )
 
@@ -162,7 +162,7 @@ def chain_problem(
         weights_bytes=weights_bytes(model),
         activation_bytes=activation_peak_bytes(program.captured),
         guidance_branches=guidance_branches,
-        dtype=str(regions[0].runs[0].before.meta["dtype"]).removeprefix("torch.") if regions else "none",
+        dtype=str(regions[0].runs[0].end.meta["dtype"]).removeprefix("torch.") if regions else "none",
         predictor=", ".join(sorted(p.__name__ for p in predictors)),
         tensors_per_segment=tensors,
         bytes_as=tuple(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from torch.fx import Node
+
 from synccache.errors import MatchError
-from synccache.fx.program import Branch, ResidualProgram
+from synccache.fx.conditions import SAMPLE, nodes_tagged
+from synccache.fx.modules import module_outputs
+from synccache.fx.program import ResidualProgram
+from synccache.fx.regions import RunForm, Skipped
 from synccache.fx.taps import Taps, find_taps, probes_of
 from synccache.policies import dsl
 from synccache.policies.dsl import Policy, Rule
@@ -17,9 +22,14 @@ class RuleMatch:
     """What one rule means on one model: branches to skip, and where its probes are read."""
 
     rule: Rule
-    skip: frozenset[int]  # branch indices
+    skipped: Skipped
     planned: bool  # the planner may merge runs
     taps: dict[dsl.Probe, Taps]  # what the gate reads before it decides
+
+    @property
+    def skip(self) -> frozenset[int]:
+        """Indices of the branches that the rule skips."""
+        return self.skipped.branches
 
 
 def select(selector: dsl.Selector, program: ResidualProgram) -> frozenset[int]:
@@ -51,15 +61,23 @@ _SELECT: dict[type, Callable[..., frozenset[int]]] = {
 }
 
 
-def match(policy: Policy, program: ResidualProgram, model_name: str) -> tuple[RuleMatch, ...]:
+def match(
+    policy: Policy, program: ResidualProgram, model_name: str, settled: Collection[Node] = ()
+) -> tuple[RuleMatch, ...]:
     """Each rule's branches and probes.
+
+    Args:
+        settled: values that no denoising step changes; nobody holds them twice.
 
     Raises:
         MatchError: a selector names nothing, two rules skip one branch, a condition that the
-            policy names is no input of this model, or a probe lies behind what it decides about.
+            policy names is no input of this model, a probe lies behind what it decides about, or
+            the network's output has another shape than its sample.
     """
     where = f"{policy.name} on {model_name}"
-    matches = tuple(_match_rule(rule, i, program, where) for i, rule in enumerate(policy.rules))
+    matches = tuple(
+        _match_rule(rule, i, program, where, settled) for i, rule in enumerate(policy.rules)
+    )
     taken: dict[int, int] = {}
     for i, found in enumerate(matches):
         for index in found.skip:
@@ -72,14 +90,12 @@ def match(policy: Policy, program: ResidualProgram, model_name: str) -> tuple[Ru
     return matches
 
 
-def _match_rule(rule: Rule, number: int, program: ResidualProgram, where: str) -> RuleMatch:
+def _match_rule(
+    rule: Rule, number: int, program: ResidualProgram, where: str, settled: Collection[Node]
+) -> RuleMatch:
     selector = dsl.selector_of(rule.skip)
     skip = select(selector, program)
     where = f"{where}, rule {number + 1}"
-    if isinstance(rule.skip, (dsl.Values, dsl.Modules, dsl.Network)):
-        raise MatchError(f"{rule.skip!r} is not compiled yet.", where=where)
-    if isinstance(rule.reuse, dsl.Foca):
-        raise MatchError(f"{rule.reuse!r} is not compiled yet.", where=where)
     if not skip:
         raise MatchError(
             f"{selector!r} selects 0 of {len(program.branches)} branches in {program.blocks} blocks.",
@@ -87,7 +103,45 @@ def _match_rule(rule: Rule, number: int, program: ResidualProgram, where: str) -
         )  # fmt: skip
     _check_tags(selector, program, where)
     taps = {p: find_taps(p, skip, program, select, where) for p in probes_of(rule)}
-    return RuleMatch(rule, skip, isinstance(rule.skip, dsl.Segments), taps)
+    skipped = _skipped(rule.skip, skip, program, where, settled)
+    return RuleMatch(rule, skipped, isinstance(rule.skip, dsl.Segments), taps)
+
+
+def _skipped(
+    skip: dsl.Skip, chosen: frozenset[int], program: ResidualProgram, where: str,
+    settled: Collection[Node],
+) -> Skipped:  # fmt: skip
+    if isinstance(skip, dsl.Modules):
+        ends = module_outputs(program, chosen, before_gate=skip.before_gate, settled=settled)
+        if not ends:
+            raise MatchError(
+                f"{skip!r} selects {len(chosen)} branches, all of which only add an input, another "
+                "stream or a value that no step changes: there is nothing to skip in them.",
+                where=where, hint="Select branches.attention or branches.mlp.",
+            )  # fmt: skip
+        return Skipped(frozenset(ends), RunForm.MODULE, ends)
+    if isinstance(skip, dsl.Network) or isinstance(skip, dsl.Values) and skip.of == dsl.network:
+        residual = isinstance(skip, dsl.Network)
+        return Skipped(chosen, RunForm.NETWORK, whole=_whole(program, residual, where))
+    return Skipped(chosen, RunForm.VALUE if isinstance(skip, dsl.Values) else RunForm.RESIDUAL)
+
+
+def _whole(
+    program: ResidualProgram, residual: bool, where: str
+) -> tuple[tuple[Node | None, Node], ...]:
+    """The model's outputs, each with the sample that its residual is taken from."""
+    outputs = program.captured.graph.output_node().all_input_nodes
+    if not residual:
+        return tuple((None, end) for end in outputs)
+    samples = nodes_tagged(program.tags, SAMPLE)
+    shapes = [[list(n.meta["shape"]) for n in nodes] for nodes in (samples, outputs)]
+    if shapes[0] != shapes[1]:
+        raise MatchError(
+            f"network holds output - sample, but the sample {' and '.join(map(str, shapes[0]))} has "
+            f"another shape than the output {' and '.join(map(str, shapes[1]))}.",
+            where=where, hint="Use values(network), which holds the output itself.",
+        )  # fmt: skip
+    return tuple(zip(samples, outputs))
 
 
 def _check_tags(selector: dsl.Selector, program: ResidualProgram, where: str) -> None:
@@ -104,9 +158,3 @@ def _check_tags(selector: dsl.Selector, program: ResidualProgram, where: str) ->
             f"no input is marked as {selector.tag}; the inputs are {inputs}.",
             where=where, hint=f"Pass conditions={{{selector.tag!r}: ['<argument name>']}} to compile().",
         )  # fmt: skip
-
-
-def label_run(branches: tuple[Branch, ...]) -> str:
-    """``blocks.3.attn`` to ``blocks.5.ffn`` as ``blocks.3.attn - blocks.5.ffn``."""
-    first, last = branches[0].label, branches[-1].label
-    return first if first == last else f"{first} - {last}"

@@ -128,7 +128,7 @@ def _drift(
     request.calibration.check(
         model=type(model).__name__,
         regions=tuple(r.label for r in layout.regions),
-        shape=tuple(layout.regions[0].runs[0].before.meta["shape"]),
+        shape=tuple(layout.regions[0].runs[0].end.meta["shape"]),
     )
     return request.calibration.drift
 

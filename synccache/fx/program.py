@@ -131,7 +131,7 @@ def _additions(captured: Captured) -> int:
     return sum(bool(addition(n)) for n in captured.graph.nodes)
 
 
-def _noisy(captured: Captured, tags: Mapping[Node, str]) -> int:
+def noisy_inputs(captured: Captured, tags: Mapping[Node, str]) -> int:
     """Bits of the inputs that the loop denoises: the sample, and what has the shape of an output."""
     results = {n.meta.get("shape") for n in captured.graph.output_node().all_input_nodes}
     bits = 0
@@ -145,7 +145,7 @@ def _without_preparation(
     lineages: tuple[Lineage, ...], captured: Captured, tags: Mapping[Node, str]
 ) -> tuple[Lineage, ...]:
     """Without branches that the noisy latents do not reach (text refiners, audio encoders)."""
-    bits = _noisy(captured, tags)
+    bits = noisy_inputs(captured, tags)
     kept = []
     for lineage in lineages:
         live = [i for i, s in enumerate(lineage.sums) if captured.depends[s.node] & bits]

@@ -1,41 +1,71 @@
 """Regions: runs of branches that are skipped together, split where somebody reads inside them.
 
-A run starts at a stream's value ``before`` and ends at ``after``; what is held is their difference.
+A run ends at a value that a skip puts in place, and may start at one that the skip adds to:
+
+    form       start              end                       held
+    RESIDUAL   the stream before  the stream after          end - start
+    VALUE      -                  the stream after          end
+    MODULE     -                  a branch before its gate  end
+    NETWORK    the sample         the model's output        end - start, or end without a start
+
 Runs of several streams whose insides read each other form one region. networkx finds the circles
 that would arise if a region were one node of the graph.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import networkx as nx
 from torch.fx import Node
 
 from synccache.errors import MatchError
 from synccache.fx.dataflow import ancestors
-from synccache.fx.match import label_run
 from synccache.fx.program import Branch, ResidualProgram
 
 _ROUNDS = 1000  # each round splits a run at least once
 
 
+class RunForm(enum.Enum):
+    """What is held of a run; see above."""
+
+    RESIDUAL = "residual"
+    VALUE = "value"
+    MODULE = "module"
+    NETWORK = "network"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What one rule skips: branches, in which form; the values to hold of modules or the network."""
+
+    branches: frozenset[int]
+    form: RunForm = RunForm.RESIDUAL
+    ends: Mapping[int, Node] = field(default_factory=dict)  # MODULE: branch -> value
+    whole: tuple[tuple[Node | None, Node], ...] = ()  # NETWORK: (sample or None, output) pairs
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Consecutive branches of one stream."""
+    """Consecutive branches of one stream (of all streams, for the network)."""
 
     branches: tuple[Branch, ...]
     rule: int
+    form: RunForm
+    start: Node | None
+    end: Node
 
     @property
-    def before(self) -> Node:
-        return self.branches[0].before
+    def label(self) -> str:
+        return "the whole network" if self.form is RunForm.NETWORK else label_run(self.branches)
 
-    @property
-    def after(self) -> Node:
-        return self.branches[-1].after
+
+def _run(branches: tuple[Branch, ...], rule: int, form: RunForm) -> Run:
+    start = branches[0].before if form is RunForm.RESIDUAL else None
+    return Run(branches, rule, form, start, branches[-1].after)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,12 +83,12 @@ class Region:
 
     @property
     def label(self) -> str:
-        return ", ".join(label_run(r.branches) for r in self.runs)
+        return ", ".join(r.label for r in self.runs)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of one residual of each stream, in the stream's dtype."""
-        return sum(_bytes(r.before) for r in self.runs)
+        """Bytes of one held tensor of each run, in the dtype it is computed in."""
+        return sum(_bytes(r.end) for r in self.runs)
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -81,18 +111,19 @@ def _bytes(node: Node) -> int:
     return count * int(node.meta["dtype"].itemsize)
 
 
-def lay_out(program: ResidualProgram, skip: Mapping[int, int], roots: Iterable[Node]) -> Layout:
-    """Regions for the branches in ``skip`` (branch index -> rule).
+def lay_out(program: ResidualProgram, rules: Sequence[Skipped], roots: Iterable[Node]) -> Layout:
+    """Regions for what each rule skips.
 
     ``roots`` are values besides the output that every step needs: the probes.
     """
     graph = program.captured.graph
     reach = ancestors(graph)
     roots = [*roots, *graph.output_node().all_input_nodes]
-    runs = _runs(program, skip)
+    runs = [run for rule, skipped in enumerate(rules) for run in _runs(program, rule, skipped)]
     for _ in range(_ROUNDS):
-        starts = [r.before for r in runs]  # what is held is added to them
-        needed = _needed([*roots, *starts], {r.after: r.before for r in runs})
+        starts = [r.start for r in runs if r.start is not None]  # what is held is added to them
+        starts += [b.before for r in runs if r.form is RunForm.MODULE for b in r.branches]
+        needed = _needed([*roots, *starts], {r.end: r.start for r in runs})
         cuts = _cuts(runs, needed)
         if cuts:
             runs = _split(runs, cuts)
@@ -102,17 +133,24 @@ def lay_out(program: ResidualProgram, skip: Mapping[int, int], roots: Iterable[N
         if not cuts:
             return Layout(_regions(runs, groups, bodies, needed), frozenset(needed))
         runs = _split(runs, cuts)
-    raise MatchError(f"regions did not settle within {_ROUNDS} splits of {len(skip)} branches.")
+    count = sum(len(s.branches) for s in rules)
+    raise MatchError(f"regions did not settle within {_ROUNDS} splits of {count} branches.")
 
 
-def _runs(program: ResidualProgram, skip: Mapping[int, int]) -> list[Run]:
+def _runs(program: ResidualProgram, rule: int, skipped: Skipped) -> list[Run]:
+    if skipped.form is RunForm.NETWORK:
+        pairs = skipped.whole
+        return [Run(program.branches, rule, RunForm.NETWORK, start, end) for start, end in pairs]
+    if skipped.form is RunForm.MODULE:
+        modules = [(program.branches[i], end) for i, end in sorted(skipped.ends.items())]
+        return [Run((branch,), rule, RunForm.MODULE, None, end) for branch, end in modules]
     runs: list[Run] = []
     for stream in program.streams:
         current: list[Branch] = []
         for branch in [*program.of_stream(stream.index), None]:
-            fits = branch is not None and branch.index in skip and _same_shape(branch)
-            if current and (not fits or skip[branch.index] != skip[current[0].index]):  # type: ignore[union-attr]
-                runs.append(Run(tuple(current), skip[current[0].index]))
+            fits = branch is not None and branch.index in skipped.branches and _same_shape(branch)
+            if current and not fits:
+                runs.append(_run(tuple(current), rule, skipped.form))
                 current = []
             if fits:
                 current.append(branch)  # type: ignore[arg-type]
@@ -124,8 +162,8 @@ def _same_shape(branch: Branch) -> bool:
     return bool(same and branch.before.meta["dtype"] == branch.after.meta["dtype"])
 
 
-def _needed(roots: Iterable[Node], jumps: Mapping[Node, Node]) -> set[Node]:
-    """Backward from the roots; a run's end needs only its start."""
+def _needed(roots: Iterable[Node], jumps: Mapping[Node, Node | None]) -> set[Node]:
+    """Backward from the roots; a run's end needs only its start, if it has one."""
     seen: set[Node] = set()
     todo = list(roots)
     while todo:
@@ -133,7 +171,11 @@ def _needed(roots: Iterable[Node], jumps: Mapping[Node, Node]) -> set[Node]:
         if node in seen:
             continue
         seen.add(node)
-        todo.extend([jumps[node]] if node in jumps else node.all_input_nodes)
+        if node in jumps:
+            start = jumps[node]
+            todo += [] if start is None else [start]
+        else:
+            todo.extend(node.all_input_nodes)
     return seen
 
 
@@ -141,6 +183,8 @@ def _cuts(runs: list[Run], needed: set[Node]) -> dict[Run, int]:
     """Run -> number of its branches before the first inner value that somebody outside reads."""
     cuts = {}
     for run in runs:
+        if run.form in (RunForm.MODULE, RunForm.NETWORK):
+            continue  # what others read of their inside is computed on every step, beside them
         for i, branch in enumerate(run.branches):
             last = i == len(run.branches) - 1
             inner = {branch.sum} if last else {branch.sum, branch.after}
@@ -163,14 +207,14 @@ def _split(runs: list[Run], cuts: Mapping[Run, int]) -> list[Run]:
             and run.branches[at].sum is not run.branches[at].after
         ):
             parts = [run.branches[:at]] if at == 0 or len(parts[1]) == 1 else parts
-        out.extend(Run(p, run.rule) if at is not None else run for p in parts if p)
+        out.extend(_run(p, run.rule, run.form) if at is not None else run for p in parts if p)
     return out
 
 
 def _stream_bits(run: Run) -> int:
-    bits = 1 << run.before.meta["position"]
+    bits = 0
     for branch in run.branches:
-        bits |= 1 << branch.sum.meta["position"]
+        bits |= 1 << branch.sum.meta["position"] | 1 << branch.before.meta["position"]
     return bits
 
 
@@ -179,9 +223,9 @@ def _groups(
 ) -> tuple[list[set[int]], dict[Node, set[int]]]:
     """Runs that must be one region, and for each node not always needed the runs that need it."""
     demand: dict[Node, set[int]] = defaultdict(set)
-    ends = {r.after for r in runs}
+    ends = {r.end for r in runs}
     for i, run in enumerate(runs):
-        todo = [run.after]
+        todo = [run.end]
         while todo:
             node = todo.pop()
             if i in demand[node]:
@@ -189,7 +233,7 @@ def _groups(
             demand[node].add(i)
             todo.extend(
                 n for n in node.all_input_nodes
-                if n not in needed and n not in ends and n is not run.before
+                if n not in needed and n not in ends and n is not run.start
             )  # fmt: skip
     values = [_stream_bits(r) for r in runs]
     graph = nx.Graph()
@@ -218,9 +262,6 @@ def _circles(
     web: nx.DiGraph = nx.DiGraph()
     for node in {*needed, *demand}:
         for operand in node.all_input_nodes:
-            ends_a_run = node in {r.after for r in runs} and node not in demand
-            if ends_a_run:
-                continue
             a, b = unit.get(operand, operand), unit.get(node, node)
             if a != b:
                 web.add_edge(a, b)
@@ -234,7 +275,7 @@ def _circles(
         position = min(n.meta["position"] for n in live)
         cuts = {}
         for i, run in enumerate(runs):
-            if group[i] in members:
+            if group[i] in members and run.form in (RunForm.RESIDUAL, RunForm.VALUE):
                 at = sum(b.sum.meta["position"] < position for b in run.branches)
                 if 0 < at < len(run.branches):
                     cuts[run] = at
@@ -243,7 +284,7 @@ def _circles(
                 (r for i, r in enumerate(runs) if group[i] in members),
                 key=lambda r: len(r.branches),
             )
-            if len(run.branches) == 1:
+            if len(run.branches) == 1 or run.form is RunForm.NETWORK:
                 raise MatchError(
                     f"{run.branches[0].label} cannot be skipped: {live[0].name} needs part of it and "
                     "it needs that in turn.", hint="Leave this branch out of the rule.",
@@ -270,7 +311,7 @@ def _regions(
         members = tuple(runs[i] for i in sorted(groups[g]))
         if len({r.rule for r in members}) > 1:
             raise MatchError(
-                f"{label_run(members[0].branches)} and {label_run(members[1].branches)} read each other "
+                f"{members[0].label} and {members[1].label} read each other "
                 "inside, but different rules skip them.", hint="Skip both in one rule.",
             )  # fmt: skip
         read = [r for r in members if _read_outside(r, bodies[g], {*needed, *demand})]
@@ -280,4 +321,10 @@ def _regions(
 
 
 def _read_outside(run: Run, body: set[Node], alive: set[Node]) -> bool:
-    return any(u.op == "output" or u in alive and u not in body for u in run.after.users)
+    return any(u.op == "output" or u in alive and u not in body for u in run.end.users)
+
+
+def label_run(branches: tuple[Branch, ...]) -> str:
+    """``blocks.3.attn`` to ``blocks.5.ffn`` as ``blocks.3.attn - blocks.5.ffn``."""
+    first, last = branches[0].label, branches[-1].label
+    return first if first == last else f"{first} - {last}"

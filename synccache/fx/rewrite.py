@@ -34,8 +34,8 @@ from synccache.fx.gate import Gate, Settle
 from synccache.fx.match import RuleMatch
 from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Layout, Region
-from synccache.fx.runtime import AudioWrites, Invariant, SkipRegion
+from synccache.fx.regions import Layout, Region, Run, RunForm
+from synccache.fx.runtime import AudioWrites, Holding, Invariant, SkipRegion
 from synccache.fx.taps import main_stream, prediction_node
 from synccache.policies import dsl
 
@@ -70,7 +70,7 @@ def rewrite(
     """
     live = _live(captured, matches, layout)
     unit_of = _units(captured, live, layout, hoisted)
-    ends = {run.after: region.index for region in layout.regions for run in region.runs}
+    ends = {run.end: region.index for region in layout.regions for run in region.runs}
 
     def visible(node: Node, unit: Hashable) -> bool:
         if node.op == "placeholder":
@@ -108,7 +108,7 @@ def rewrite(
             _tap_item(node, BoundaryTap(side, region.index), f"drift_{side}_{region.index}_{i}")
             for region in layout.regions
             for i, run in enumerate(region.runs)
-            for side, node in (("start", run.before), ("end", run.after))
+            for side, node in (("start", _measured_start(run)), ("end", run.end))
         ]
     graph = Graph()
     values: dict[Key, Node] = {"call": graph.placeholder("call")}
@@ -138,7 +138,7 @@ def _live(captured: Captured, matches: tuple[RuleMatch, ...], layout: Layout) ->
     roots += [n for n in graph.nodes if "guard" in n.meta]
     live = _closure(roots)
     hidden = {n for r in layout.regions for n in r.body} - {
-        run.after for r in layout.regions for run in r.runs
+        run.end for r in layout.regions for run in r.runs
     }
     called = {f for n in live if "frame" in n.meta for f in n.meta["frame"].stack()}
     for frame in captured.frames:
@@ -182,7 +182,7 @@ def _units(
     captured: Captured, live: set[Node], layout: Layout, hoisted: dict[Node, int]
 ) -> dict[Node, Hashable]:
     region_of = {n: r.index for r in layout.regions for n in r.body}
-    ends = {run.after for r in layout.regions for run in r.runs}
+    ends = {run.end for r in layout.regions for run in r.runs}
     units: dict[Node, Hashable] = {}
     for node in captured.graph.nodes:
         if node not in live or node.op in ("placeholder", "get_attr", "output"):
@@ -266,13 +266,18 @@ def _uses(items: list[Item]) -> set[Key]:
 
 def _region_item(emitter: Emitter, region: Region, keep: Keep, items: list[Item]) -> Item:
     inputs, _, inside = _external(items)
-    starts = [run.before for run in region.runs]
-    ends = [run.after for run in region.runs]
+    starts = list(dict.fromkeys(run.start for run in region.runs if run.start is not None))
+    ends = [run.end for run in region.runs]
     ordered = [*starts, *(n for n in inputs if n not in starts)]
     name = f"region_{region.index}"
-    writes = [n for n in inside if "after_reads" in n.meta]
-    copy = tuple(
-        any(w.meta.get("storage") == s.meta.get("storage") for w in writes) for s in starts
+    holds = tuple(
+        Holding(
+            start=None if run.start is None else starts.index(run.start),
+            copy_start=run.start is not None and _written_in(run.start, inside),
+            copy_end=run.start is None and _written_outside(run, inside, emitter.captured.graph),
+            dtype=run.end.meta["dtype"],
+        )
+        for run in region.runs
     )
     visual = sum(b.flops for b in region.branches if dsl.AUDIO not in b.reads)
     body = emitter.build(items, ordered, ends, name)
@@ -281,7 +286,7 @@ def _region_item(emitter: Emitter, region: Region, keep: Keep, items: list[Item]
         body,
         region.index,
         keep.predictor,
-        copy,
+        holds,
         flops=flops,
         visual_flops=visual,
         seconds=seconds,
@@ -296,6 +301,29 @@ def _region_item(emitter: Emitter, region: Region, keep: Keep, items: list[Item]
     return Item(
         min(i.position for i in items), frozenset([*ordered, gate]), frozenset(ends), inside, write
     )
+
+
+def _written_in(node: Node, inside: Iterable[Node]) -> bool:
+    """Whether one of these operations writes to the memory that ``node`` lives in."""
+    return any(
+        "after_reads" in n.meta and n.meta.get("storage") == node.meta.get("storage")
+        for n in inside
+    )  # fmt: skip
+
+
+def _written_outside(run: Run, inside: frozenset[Node], graph: Graph) -> bool:
+    """Whether what a run ends in is written to later; callers may write to what they are given."""
+    later = [n for n in graph.nodes if n not in inside and n.op != "output"]
+    return run.form is RunForm.NETWORK or _written_in(run.end, later)
+
+
+def _measured_start(run: Run) -> Node:
+    if run.start is None:
+        raise MatchError(
+            f"drift is measured on residuals, and the policy holds values: {run.label}.",
+            hint="Calibrate a policy that skips segments(...) or selectors.",
+        )
+    return run.start
 
 
 def _gate_items(

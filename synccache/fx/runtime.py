@@ -161,46 +161,75 @@ class Call:
         return self.leader is not FIRST_BRANCH or self.trajectory.leader == self.key
 
 
-class SkipRegion(nn.Module):
-    """Computes a region and refreshes what is held of it, or adds what is held.
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What is held of one run of a region.
 
-    ``forward(call, skip, *inputs)``; the first inputs are the streams before the region. Returns the
-    streams after it: one tensor, or a tuple with one a stream.
+    Attributes:
+        start: place of the run's start among the region's inputs; None: the end itself is held.
+        copy_start: the body writes to the memory that it starts from.
+        copy_end: the held end's memory is written to later, by the graph or by the caller.
+        dtype: of the end.
+    """
+
+    start: int | None
+    copy_start: bool
+    copy_end: bool
+    dtype: torch.dtype
+
+
+class SkipRegion(nn.Module):
+    """Computes a region and refreshes what is held of it, or puts what is held in its place.
+
+    ``forward(call, skip, *inputs)``; the first inputs are the starts of runs. Returns the runs' ends:
+    one tensor, or a tuple.
     """
 
     def __init__(
-        self, body: nn.Module, index: int, predictor: Predictor, copy_start: tuple[bool, ...], *,
+        self, body: nn.Module, index: int, predictor: Predictor, holds: tuple[Holding, ...], *,
         flops: int, visual_flops: int, seconds: float, storage: Storage = AS_COMPUTED,
     ) -> None:  # fmt: skip
         super().__init__()
         self.body, self.index, self.predictor, self.storage = body, index, predictor, storage
-        self.copy_start = (
-            copy_start  # for each stream: the body writes to the memory it starts from
-        )
-        self.streams = len(copy_start)
+        self.holds = holds
         self.flops, self.visual_flops, self.seconds = flops, visual_flops, seconds
 
     def forward(self, call: Call, skip: bool, *inputs: Any) -> Any:
-        starts, state, step = inputs[: self.streams], call.state, call.trajectory.step
         if skip:
-            call.skipped = True
-            state.visual_flops_skipped += self.visual_flops
-            state.flops_saved += self.flops
-            state.seconds_saved += self.seconds
-            self._prefetch_next(state)
-            ends = tuple(
-                start + self._predicted(call, state.held[self.index, i], step)
-                for i, start in enumerate(starts)
-            )
-            return ends[0] if self.streams == 1 else ends
-        starts = tuple(s.clone() if copy else s for s, copy in zip(starts, self.copy_start))
+            return self._skip(call, inputs)
+        starts = [
+            None if hold.start is None
+            else inputs[hold.start].clone() if hold.copy_start else inputs[hold.start]
+            for hold in self.holds
+        ]  # fmt: skip
         out = self.body(*inputs)
-        keep = self.predictor.history
-        for i, (start, end) in enumerate(zip(starts, (out,) if self.streams == 1 else out)):
-            held = state.held.setdefault((self.index, i), Held(self.storage))
+        ends = (out,) if len(self.holds) == 1 else out
+        keep, step = self.predictor.history, call.trajectory.step
+        for i, (hold, start, end) in enumerate(zip(self.holds, starts, ends)):
+            held = call.state.held.setdefault((self.index, i), Held(self.storage))
             held.make_room(keep)  # free before the new one is made
-            held.push(step, end - start, keep)
+            if start is not None:
+                held.push(step, end - start, keep)
+            else:
+                held.push(step, end.clone() if hold.copy_end else end, keep)
         return out
+
+    def _skip(self, call: Call, inputs: tuple[Any, ...]) -> Any:
+        state, step = call.state, call.trajectory.step
+        call.skipped = True
+        state.visual_flops_skipped += self.visual_flops
+        state.flops_saved += self.flops
+        state.seconds_saved += self.seconds
+        self._prefetch_next(state)
+        ends = []
+        for i, hold in enumerate(self.holds):
+            found = self._predicted(call, state.held[self.index, i], step)
+            if hold.start is not None:
+                end = inputs[hold.start] + found
+                ends.append(end if end.dtype == hold.dtype else end.to(hold.dtype))
+            else:
+                ends.append(found.clone() if hold.copy_end else found)
+        return ends[0] if len(ends) == 1 else tuple(ends)
 
     def _predicted(self, call: Call, held: Held, step: int) -> Tensor:
         ratio = call.ratios.get(self.index)

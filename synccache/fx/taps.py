@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from synccache.errors import MatchError
 from synccache.fx.conditions import SAMPLE, nodes_tagged
-from synccache.fx.dataflow import backward_closure, carried
+from synccache.fx.dataflow import backward_closure
+from synccache.fx.modules import ungated
 from synccache.fx.program import Branch, ResidualProgram
 from synccache.policies import dsl
 
@@ -138,7 +139,7 @@ def _find(probe: dsl.Probe, program: ResidualProgram, select: Select, where: str
         return Taps(mine[-1].after, mine[0].before)
     if isinstance(probe, dsl.Modulated):
         return Taps(_first_projected(mine[0], probe, where))
-    return Taps(ungated(mine[0]))
+    return Taps(ungated(mine[0], program))
 
 
 def _on_main_stream(chosen: Sequence[Branch], program: ResidualProgram) -> list[Branch]:
@@ -167,19 +168,6 @@ def _first_projected(branch: Branch, probe: dsl.Probe, where: str) -> Node:
         f"the probe {probe!r} finds no matrix product in {branch.label} that the stream reaches.",
         where=where, hint="Name a branch with an attention or an MLP, or use output(...).",
     )  # fmt: skip
-
-
-def ungated(branch: Branch) -> Node:
-    """What a branch adds, before the factor that does not depend on its stream; as it is without."""
-    (addend,) = branch.addends[:1]
-    inner = addend
-    while carried(inner) and len(carried(inner)) == 1:
-        inner = carried(inner)[0]
-    name = inner.target if isinstance(inner.target, str) else getattr(inner.target, "__name__", "")
-    if name not in ("mul", "imul", "multiply", "mul_") or len(inner.all_input_nodes) != 2:
-        return addend
-    moving = [n for n in inner.all_input_nodes if branch.before in backward_closure([n], set())]
-    return moving[0] if len(moving) == 1 else addend
 
 
 def _time_embedding(probe: dsl.TimeEmbedding, program: ResidualProgram, where: str) -> Node:
