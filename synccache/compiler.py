@@ -22,13 +22,13 @@ from synccache.fx.cost import lives_between, visual_flops
 from synccache.fx.hoist import hoistable
 from synccache.fx.masks import token_masks
 from synccache.fx.match import RuleMatch, match
-from synccache.fx.planning import given_bytes, keeps, make_plan
+from synccache.fx.planning import given_bytes, keeps, make_plan, needs_drift
 from synccache.fx.program import ResidualProgram, residual_program
 from synccache.fx.regions import Layout, lay_out
 from synccache.fx.request import Request
 from synccache.fx.rewrite import rewrite
 from synccache.fx.taps import main_stream
-from synccache.fx.variant import Variant
+from synccache.fx.variant import Variant, WarmUp
 from synccache.planner import Plan, parse_bytes
 from synccache.planner.calibration import Calibration
 from synccache.planner.storage import Storage, storages_named
@@ -77,7 +77,8 @@ def compile(
         example: ``(args, kwargs)`` of one forward to record now instead of at the first call.
         verify: replay the recording once and demand the same bits.
         calibration: what ``synccache.calibrate`` measured, or the path of its file; without one the
-            planner assumes that few absorbed audio branches, evenly spread, are best, and says so.
+            planner assumes that few absorbed audio branches, evenly spread, are best, says so, and
+            plans again with what the warm-up steps of the first trajectory showed.
         storages: ways to keep residuals that the planner may choose from where ``mem_budget`` needs
             it, by name (``synccache.planner.storage``): "as computed", "bfloat16", "float8",
             "in turns", "host", "float8 on the host". Left out: those that lose nothing, which on a
@@ -176,11 +177,18 @@ def build_variant(
         model, program, captured, matches, layout, hoisted, keeps(plan, layout, matches), name=name,
         find_mask=bool(_wants_mask(matches) - set(masks)), measure=request.measure,
     )  # fmt: skip
+    warm_up = None
+    if needs_drift(plan, request, matches):
+        apart = rewrite(
+            model, program, captured, matches, base, hoisted, keeps(None, base, matches),
+            name=f"{name}WarmUp", find_mask=bool(_wants_mask(matches) - set(masks)), measure=True,
+        )  # fmt: skip
+        warm_up = WarmUp(f"{name}WarmUp", apart, base, matches[0].rule.reuse)
     return Variant(
         captured=captured, tags=tags, program=program, matches=matches, layout=layout, plan=plan,
         emitted=emitted, masks=masks, visual_flops=visual_flops(program) if program else 0,
         guidance_branches=guidance_branches, plan_seconds=planned - started,
-        rewrite_seconds=time.perf_counter() - planned,
+        rewrite_seconds=time.perf_counter() - planned, warm_up=warm_up,
     )  # fmt: skip
 
 

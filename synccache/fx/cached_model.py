@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,11 +24,13 @@ from synccache.fx.frames import own_forward
 from synccache.fx.inputs import bind, flatten, signature_key
 from synccache.fx.model_state import ModelState
 from synccache.fx.ops import ValueChanged
+from synccache.fx.planning import border_shape
 from synccache.fx.program import ResidualProgram
 from synccache.fx.runtime import Call, Trajectory
 from synccache.fx.variant import Variant
 from synccache.fx.variants import Variants
 from synccache.fx.verify import Before, verify
+from synccache.fx.warm_up import WarmUpMeter, is_warm_up
 from synccache.planner import Plan
 
 _OWN = (
@@ -165,7 +168,7 @@ class CachedModel(nn.Module):
         self._variants.add(key, names, variant)
         call = self._enter(variant, tensors) if call is None else call
         if before is None:
-            call.state.belong_to(variant.layout)
+            call.state.belong_to(variant.layout, variant.captured)
             call.state.decisions.append("C")
             return out
         after = torch.get_rng_state()
@@ -191,19 +194,52 @@ class CachedModel(nn.Module):
     def _run(self, call: Call, variant: Variant, tensors: list[Tensor]) -> Any:
         if len(call.trajectory.branches) > variant.guidance_branches:
             variant = self._planned_again(variant, len(call.trajectory.branches))
+        variant = self._warmed_up(call, variant)
         self._variants.last = variant
-        call.state.belong_to(variant.layout)
+        emitted, layout = variant.emitted, variant.layout
+        if call.trajectory.warm_up is not None and variant.warm_up is not None:
+            emitted, layout = variant.warm_up.emitted, variant.warm_up.layout
+            call.meter = call.trajectory.warm_up
+        call.state.belong_to(layout, variant.captured)
         call.masks = dict(variant.masks)
         if self._stride is not None:
             if self.meter is None:
                 self.__dict__["meter"] = DriftMeter(len(variant.layout.regions), self._stride)
             call.meter = self.meter
-        outputs = variant.emitted.module(call, *tensors)
+        outputs = emitted.module(call, *tensors)
         if call.meter is not None:
             call.meter.finish_call(call.key)
         call.state.decisions.append("S" if call.skipped else "C")
         call.trajectory.syncs += call.syncs
         return variant.captured.result.fill(list(outputs))
+
+    def _warmed_up(self, call: Call, variant: Variant) -> Variant:
+        """At the first call of a step: begins or ends measuring drift; at the end plans again."""
+        run = call.trajectory
+        if variant.warm_up is not None and run.calls_this_step == 1:
+            warm = variant.warm_up
+            if not is_warm_up(variant.matches, run):
+                variant = self._planned_with(variant, run.warm_up)
+                run.end_warm_up(warm.name)
+            elif run.warm_up is None:
+                run.warm_up = WarmUpMeter(len(warm.layout.regions), warm.predictor)
+        if run.warm_up is not None:
+            run.warm_up.watching = call.key == run.leader
+        return variant
+
+    def _planned_with(self, variant: Variant, meter: WarmUpMeter | None) -> Variant:
+        """The variant that rests on what was measured, if anything was."""
+        if meter is None or not meter.steps:
+            fresh = replace(variant, warm_up=None)
+        else:
+            warm = variant.warm_up
+            assert warm is not None
+            labels = tuple(region.label for region in warm.layout.regions)
+            drift = meter.measured(labels, border_shape(warm.layout))
+            self.__dict__["_request"] = replace(self._request, drift=drift)
+            fresh = self._build(variant.captured, variant.guidance_branches)
+        self._variants.replace(variant, fresh)
+        return fresh
 
     def _enter(self, variant: Variant, tensors: list[Tensor]) -> Call:
         """The call's place in its trajectory."""

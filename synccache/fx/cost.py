@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
 from synccache.fx.taps import anchor_probe, kept, prediction_node
 from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_table
-from synccache.planner.problem import LowerOrder
+from synccache.planner.problem import LowerOrder, Table
 from synccache.planner.storage import Form
 from synccache.policies import dsl
 from synccache.policies.dsl import AUDIO, FIRST_BRANCH, Hold, Leader, TwoAnchor
@@ -116,10 +117,23 @@ def _kept_bytes(
     return count * node_bytes(node)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownDrift:
+    """Drift of every segment with the policy's predictor, summed over ``steps`` changes.
+
+    ``hold`` is the same with reuse of the last residual, where that was measured apart.
+    """
+
+    table: Table[float]
+    source: DriftSource
+    steps: int
+    hold: Table[float] | None = None
+
+
 def chain_problem(
     model: nn.Module, program: ResidualProgram, matches: Sequence[RuleMatch], layout: Layout,
     hoisted: dict[Node, int], *, leader: Leader, guidance_branches: int, masks: int,
-    drift: tuple[tuple[float, ...], ...] | None,
+    drift: KnownDrift | None,
 ) -> ChainProblem:  # fmt: skip
     """What the planner needs to know of this model, policy and these shapes."""
     regions = layout.regions
@@ -169,12 +183,21 @@ def chain_problem(
             (form, segment_table(len(regions), held_in(form)))
             for form in Form if form is not Form.AS_COMPUTED
         ),
-        lower_orders=(LowerOrder(predictor="Hold", tensors=1),) if tensors > 1 and drift is None else (),
+        lower_orders=_lower_orders(tensors, drift),
         fixed_bytes_per_branch=invariant_bytes(program.captured, hoisted) + fixed,
         shared_bytes=shared + masks,
-        drift=drift,
-        drift_source=DriftSource.ASSUMED if drift is None else DriftSource.CALIBRATION,
+        drift=None if drift is None else drift.table,
+        drift_source=DriftSource.ASSUMED if drift is None else drift.source,
+        drift_steps=1 if drift is None else drift.steps,
     )  # fmt: skip
+
+
+def _lower_orders(tensors: int, drift: KnownDrift | None) -> tuple[LowerOrder, ...]:
+    """Reuse of one tensor beside a predictor that holds more; not where its drift is not known."""
+    if tensors == 1 or drift is not None and drift.hold is None:
+        return ()
+    table = None if drift is None else drift.hold
+    return (LowerOrder(predictor="Hold", tensors=1, drift=table),)
 
 
 def _seconds(region: Region) -> float:

@@ -44,3 +44,7 @@ class GateState:
         """Everything that is kept on the device."""
         kept = [*self.references.values()]
         return kept + [t for a in self.anchors.values() for t in a.tensors]
+
+    def forget_held(self) -> None:
+        """Forgets the anchors that go with held residuals, which are held no longer."""
+        self.anchors = {key: a for key, a in self.anchors.items() if key[1:] != (None, ())}  # type: ignore[index]

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from synccache.errors import PlanError
-from synccache.fx.cost import chain_problem, weights_device
+from synccache.fx.cost import KnownDrift, chain_problem, weights_device
 from synccache.fx.held import measured
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout
 from synccache.fx.request import Request
 from synccache.fx.taps import main_stream
-from synccache.planner import ChainProblem, Plan, plan_chain
+from synccache.planner import ChainProblem, DriftSource, Plan, plan_chain
 from synccache.planner.fingerprint import Fingerprint, parameters_digest
 from synccache.planner.storage import AS_COMPUTED, HOST, TURNS, Place, Storage
 from synccache.policies.dsl import Hold, Policy, Predictor
@@ -120,17 +120,37 @@ def _storages(request: Request, device: torch.device, where: str) -> tuple[Stora
     return tuple(measured(s, device) for s in wanted) if on_cuda else wanted
 
 
-def _drift(
-    model: nn.Module, request: Request, layout: Layout
-) -> tuple[tuple[float, ...], ...] | None:
-    if request.calibration is None or not layout.regions:
+def _drift(model: nn.Module, request: Request, layout: Layout) -> KnownDrift | None:
+    """What is known: a calibration before what a warm-up has measured; None where nothing is."""
+    if not layout.regions:
         return None
-    request.calibration.check(
-        model=type(model).__name__,
-        regions=tuple(r.label for r in layout.regions),
-        shape=tuple(layout.regions[0].runs[0].end.meta["shape"]),
-    )
-    return request.calibration.drift
+    labels = tuple(r.label for r in layout.regions)
+    shape = border_shape(layout)
+    given = request.calibration
+    if given is not None:
+        given.check(model=type(model).__name__, regions=labels, shape=shape)
+        return KnownDrift(given.drift, DriftSource.CALIBRATION, max(1, given.steps - 1))
+    found = request.drift
+    if found is None or (found.regions, found.shape) != (labels, shape):
+        return None  # of another input signature: it has a warm-up of its own
+    return KnownDrift(found.own, DriftSource.WARM_UP, found.steps, found.hold)
+
+
+def border_shape(layout: Layout) -> tuple[int, ...]:
+    """Shape of the stream that the first region begins on."""
+    return tuple(layout.regions[0].runs[0].end.meta["shape"])
+
+
+def needs_drift(plan: Plan | None, request: Request, matches: tuple[RuleMatch, ...]) -> bool:
+    """Whether measured drift could change a plan that rests on assumed drift.
+
+    It could where live branches are absorbed, for then there are others that might be instead.
+    """
+    if plan is None or request.plan is not None or request.measure:
+        return False
+    assumed = plan.drift_source is DriftSource.ASSUMED
+    merged = any(region.first_gap < region.last_gap for region in plan.regions)
+    return assumed and merged and all(m.planned for m in matches) and len(matches) == 1
 
 
 def given_bytes(masks: Mapping[str, Tensor]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from synccache.fx.warm_up import MeasuredDrift
 from synccache.planner import Plan
 from synccache.planner.calibration import Calibration
 from synccache.planner.storage import Storage
@@ -27,3 +28,4 @@ class Request:
     measure: bool = False  # emit taps at region boundaries, for calibrate()
     storages: tuple[Storage, ...] | None = None
     plan: Plan | None = None
+    drift: MeasuredDrift | None = None  # measured while a first trajectory warmed up

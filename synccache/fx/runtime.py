@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
-from synccache.fx.drift import DriftMeter
 from synccache.fx.gate_state import GateState
 from synccache.fx.held import Held
 from synccache.fx.predict import predict
@@ -38,12 +37,22 @@ class BranchState:
     forced: int = 0  # steps computed only because the branch held nothing yet
     writes: Tensor | None = None  # per token, how strongly audio branches wrote; [batch, tokens]
     layout: Any = None  # the regions that ``held`` belongs to
+    recording: Any = None  # what ``gates`` belong to
 
-    def belong_to(self, layout: Any) -> None:
-        """Forgets what was held for other regions: another input signature, or another plan."""
-        if self.layout is not layout:
-            self.held, self.gates = {}, {}
-            self.writes, self.layout = None, layout
+    def belong_to(self, layout: Any, recording: Any = None) -> None:
+        """Forgets what was held for other regions: another input signature, or another plan.
+
+        With another plan of the same recording gates keep what they have seen.
+        """
+        if self.layout is layout:
+            return
+        self.held, self.layout = {}, layout
+        if recording is not None and self.recording is recording:
+            for gate in self.gates.values():
+                gate.forget_held()
+        else:
+            self.gates, self.writes = {}, None
+        self.recording = recording
 
     def gate(self, rule: int) -> GateState:
         """What the gate of this rule remembers."""
@@ -80,6 +89,7 @@ class Trajectory:
     step: int = -1
     first_noise: float = 0.0
     noise: float = 0.0
+    noise_before: float = 0.0
     calls_this_step: int = 0
     branches: dict[Hashable, BranchState] = field(default_factory=dict)
     decided: dict[int, bool] = field(default_factory=dict)  # rule -> skip, by this step's leader
@@ -88,6 +98,7 @@ class Trajectory:
     given: dict[str, Any] = field(default_factory=dict)  # for the present step
     next_given: dict[str, Any] = field(default_factory=dict)  # for the step that comes
     syncs: int = 0  # device-to-host transfers: one for the timestep of a call, one for a gate
+    warm_up: Any = None  # a WarmUpMeter, while drift is measured
     weights: int | None = None  # the state of the model's weights that all of this was made with
 
     def rely_on(self, weights: int) -> None:
@@ -97,6 +108,11 @@ class Trajectory:
             for state in self.branches.values():
                 state.belong_to(None)
         self.weights = weights
+
+    def end_warm_up(self, graph: str) -> None:
+        """Stops measuring, and forgets what only the graph of this name, which measured, kept."""
+        self.warm_up = None
+        self.kept = {k: kept for k, kept in self.kept.items() if not k.startswith(f"{graph}.")}
 
     def enter(self, noise: float | None, branch: Hashable | None) -> tuple[Hashable, BranchState]:
         """Key and state of the guidance branch that a call at this noise level belongs to."""
@@ -108,6 +124,7 @@ class Trajectory:
         if fresh:
             self.step += 1
             self.first_noise = noise if self.step == 0 else self.first_noise
+            self.noise_before = self.noise
             self.noise, self.calls_this_step, self.decided, self.leader = noise, 0, {}, None
             self.given, self.next_given = self.next_given, {}
         key = self.calls_this_step if branch is None else branch
@@ -140,6 +157,16 @@ class Trajectory:
         return self.noise / self.first_noise if self.first_noise else 0.0
 
 
+class Meter(Protocol):
+    """What is shown the streams at region borders while drift is measured."""
+
+    def see(self, side: str, region: int, value: Tensor) -> None:
+        """A stream's value where a region begins ("start") or ends ("end")."""
+
+    def finish_call(self, branch: Hashable) -> None:
+        """The forward of a guidance branch is over."""
+
+
 @dataclass(slots=True)
 class Call:
     """One forward: the first argument of every emitted graph."""
@@ -149,7 +176,7 @@ class Call:
     key: Hashable
     leader: Leader
     masks: dict[str, Tensor]
-    meter: DriftMeter | None = None  # set while drift is measured: then nothing is skipped
+    meter: Meter | None = None  # set while drift is measured: then nothing is skipped or held
     given: Mapping[str, Any] = field(default_factory=dict)  # by compiled.give(), for this step
     ratios: dict[int, Tensor] = field(default_factory=dict)  # region -> how far its probe is
     changes: dict[Hashable, Tensor | None] = field(default_factory=dict)  # of probes, on this step
@@ -203,6 +230,8 @@ class SkipRegion(nn.Module):
             for hold in self.holds
         ]  # fmt: skip
         out = self.body(*inputs)
+        if call.meter is not None:
+            return out  # nothing will be skipped
         ends = (out,) if len(self.holds) == 1 else out
         keep, step = self.predictor.history, call.trajectory.step
         for i, (hold, start, end) in enumerate(zip(self.holds, starts, ends)):

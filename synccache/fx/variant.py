@@ -14,6 +14,17 @@ from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout
 from synccache.fx.rewrite import Rewritten
 from synccache.planner import Plan
+from synccache.policies.dsl import Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """The same forward with every region apart, for steps on which drift is measured."""
+
+    name: str
+    emitted: Rewritten
+    layout: Layout
+    predictor: Predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +43,8 @@ class Variant:
     guidance_branches: int
     plan_seconds: float
     rewrite_seconds: float
+    warm_up: WarmUp | None = None  # while the plan rests on drift that was assumed
 
     def with_plan_of(self, other: Variant) -> Variant:
-        """This graph, with what ``other`` found for more guidance branches; their cuts are equal."""
+        """This graph, with what ``other`` found for more guidance branches; their graphs are equal."""
         return replace(self, plan=other.plan, guidance_branches=other.guidance_branches)
