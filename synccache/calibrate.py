@@ -4,8 +4,9 @@
     measured.save("portrait.drift.json")
     compiled = synccache.compile(model, cache_ratio=0.4, calibration=measured)
 
-The loop runs once, uncached and exact. The planner then knows the drift of every way to merge
-regions, for every budget: one calibration serves them all.
+The loop runs once, uncached and exact; it may sample several clips. The planner then knows the drift
+of every way to merge regions, for every budget, and the inner products of the residuals of all steps,
+from which it plans which steps to compute: one calibration serves them all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from synccache.compiler import build_variant, checked_request
 from synccache.errors import StateError
 from synccache.fx.cached_model import CachedModel
 from synccache.fx.drift import DriftMeter
+from synccache.fx.gram import GramMeter
 from synccache.planner.calibration import Calibration
+from synccache.planner.residual_gram import ResidualGram
 from synccache.policies.dsl import Policy
 
 DEFAULT_STRIDE = 4
@@ -34,12 +37,17 @@ def calibrate(
     conditions: Mapping[str, Sequence[str]] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     stride: int = DEFAULT_STRIDE,
+    sigmas: Sequence[float] | None = None,
 ) -> Calibration:
-    """Drift of every segment that ``policy`` could hold, over one uncached trajectory.
+    """Drift of every segment that ``policy`` could hold, and the inner products of all residuals.
 
     Args:
         run: the caller's sampling loop; it is called with a model to use in place of ``model``.
-        stride: every how many tokens are looked at; memory shrinks and noise grows with it.
+        stride: every how many tokens are looked at; memory shrinks and noise grows with it. The
+            samples of one trajectory stay in main memory until it ends, at most 1,024 tokens of each
+            run: steps x tokens x channels x 4 bytes for each run and guidance branch.
+        sigmas: noise levels of all steps and the one after, if ``run`` does not say them itself with
+            ``m.begin(sigmas=...)``. Planned schedules need them.
 
     Raises:
         StateError: the loop made fewer than two steps, or the policy has no regions here.
@@ -51,13 +59,15 @@ def calibrate(
     measuring.measure(stride)
     run(measuring)
     meter: DriftMeter | None = measuring.meter
-    if meter is None or meter.steps == 0:
+    gram: GramMeter | None = measuring.gram
+    if meter is None or gram is None or meter.steps == 0:
         raise StateError(
             "the sampling loop made fewer than two steps of one guidance branch, so no change could "
             "be measured.",
             where=f"calibrate({request.policy.name}) on {type(model).__name__}",
             hint="Run the whole loop inside `run`, with the model that it is given.",
         )
+    gram.finish_trajectory()
     variant = measuring.variant
     shapes = [list(r.runs[0].end.meta["shape"]) for r in variant.layout.regions]
     return Calibration(
@@ -67,5 +77,11 @@ def calibrate(
         steps=max(len(d) for d in measuring.stats().decisions.values()),
         guidance_branches=len(measuring.stats().decisions),
         stride=stride,
-        drift=meter.table(),
+        drift=tuple(tuple(d / gram.clips for d in row) for row in meter.table()),
+        residuals=_residuals(gram, sigmas),
     )
+
+
+def _residuals(meter: GramMeter, sigmas: Sequence[float] | None) -> ResidualGram | None:
+    found = meter.result()
+    return found if found is None or sigmas is None else found.with_sigmas(sigmas)

@@ -18,7 +18,7 @@ from synccache.errors import MatchError, PlanError, PolicyError
 from synccache.fx.cached_model import CachedModel
 from synccache.fx.capture import Captured
 from synccache.fx.conditions import tag_inputs
-from synccache.fx.cost import lives_between, visual_flops
+from synccache.fx.cost import lives_between, payback_bytes, visual_flops
 from synccache.fx.hoist import hoistable
 from synccache.fx.masks import token_masks
 from synccache.fx.match import RuleMatch, match
@@ -166,7 +166,7 @@ def build_variant(
     plan = (
         make_plan(
             model, request, program, matches, base, hoisted, guidance_branches,
-            _mask_bytes(matches, masks, program, guidance_branches),
+            _mask_bytes(policy, matches, masks, program, guidance_branches),
         )
         if program
         else None
@@ -229,11 +229,12 @@ def _mask_tokens(program: ResidualProgram) -> int:
 
 
 def _mask_bytes(
-    matches: tuple[RuleMatch, ...], masks: Mapping[str, Tensor], program: ResidualProgram, branches: int
+    policy: Policy, matches: tuple[RuleMatch, ...], masks: Mapping[str, Tensor], program: ResidualProgram, branches: int
 ) -> int:  # fmt: skip
     batch = program.of_stream(main_stream(program))[0].before.meta["shape"][0]
     found = 4 * batch * _mask_tokens(program) * branches if _wants_mask(matches) - set(masks) else 0
-    return given_bytes(masks) + found
+    paid = payback_bytes(policy, program) * branches
+    return given_bytes(masks) + found + paid
 
 
 def _merged(

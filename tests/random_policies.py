@@ -92,6 +92,7 @@ limits = LIMITS | signals | st.builds(dsl.Decay, st.floats(0, 9), st.floats(0, 1
 simple = st.one_of(
     st.builds(dsl.Compare, signals, st.sampled_from(["<", "<=", ">", ">="]), limits),
     st.builds(dsl.Steps, st.text("CS", min_size=1, max_size=9)),
+    st.builds(dsl.Steps, st.just("CSC"), st.just((1000.0, 500.5, 1.0))),
     st.builds(dsl.Between, signals, st.floats(-9, 0), st.floats(1, 9)),
     st.builds(
         dsl.Every,
@@ -114,6 +115,7 @@ conditions: st.SearchStrategy[dsl.Condition] = st.recursive(
 predictors: st.SearchStrategy[dsl.Predictor] = st.one_of(
     by_steps,
     st.just(dsl.Foca()),
+    st.builds(dsl.Fitted, st.floats(-2, 2).map(lambda w: ((3, (0, 2), (-w, 1.0 + w)),))),
     st.builds(dsl.Fixed, st.floats(-2, 2).map(lambda w: (-w, 1 + w))),
     st.builds(dsl.TwoAnchor, st.floats(0, 1), st.floats(1, 2)),
     st.builds(dsl.Split, by_steps, by_steps, st.floats(0, 1), st.sampled_from(dsl.Transform)),

@@ -97,3 +97,64 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(PlanError, match=r"x\.json"):
         synccache.compile(talking(), calibration=tmp_path / "x.json")
+
+
+def products_by_hand(voice: torch.Tensor) -> torch.Tensor:
+    """<r_s, r_t> of everything that all branches add, from the plain model."""
+    model, residuals = talking(), []
+    for latents, timestep in trajectory():
+        time, heard = model.time(timestep[:, None, None] / 1000), model.listen(voice)
+        start = hidden = model.embed(latents)
+        for block, injector in zip(model.blocks, model.injectors, strict=True):
+            hidden = block(hidden, time)
+            hidden = hidden + injector(hidden, heard)
+        residuals.append((hidden - start).flatten())
+    found = torch.stack(residuals)
+    return found @ found.T
+
+
+def test_the_inner_products_of_all_residuals_are_recorded() -> None:
+    measured = synccache.calibrate(talking(), run, policies.step_mask("CS"), stride=1)
+    expected = products_by_hand(voices()[0])
+    expected = expected / expected.diagonal().mean()
+
+    assert measured.residuals is not None
+    assert torch.allclose(torch.tensor(measured.residuals.products), expected, rtol=0, atol=1e-5)
+    assert measured.residuals.timesteps == (1000.0, 800.0, 600.0, 400.0)
+
+
+def test_two_clips_count_alike_whatever_their_size() -> None:
+    def both(model: torch.nn.Module) -> None:
+        model.begin(sigmas=(1.0, 0.8, 0.6, 0.4, 0.2))
+        run(model)
+        run(model)
+
+    once = synccache.calibrate(talking(), run, policies.step_mask("CS"))
+    twice = synccache.calibrate(talking(), both, policies.step_mask("CS"))
+
+    assert twice.residuals is not None and once.residuals is not None
+    assert twice.residuals.clips == 2
+    assert twice.residuals.sigmas == (1.0, 0.8, 0.6, 0.4, 0.2)
+    assert torch.allclose(
+        torch.tensor(twice.residuals.products), torch.tensor(once.residuals.products)
+    )
+    assert twice.drift[0][1] == pytest.approx(once.drift[0][1])
+
+
+def test_clips_of_different_schedules_are_refused() -> None:
+    def two(model: torch.nn.Module) -> None:
+        run(model)
+        model(trajectory()[0][0], torch.tensor([900.0]), voices()[0])
+        model(trajectory()[0][0], torch.tensor([1.0]), voices()[0])
+
+    with pytest.raises(StateError, match="trajectory 2 has 2 steps from 900 to 1"):
+        synccache.calibrate(talking(), two, policies.step_mask("CS"))
+
+
+def test_a_calibration_with_its_inner_products_survives_its_file(tmp_path: Path) -> None:
+    measured = synccache.calibrate(
+        talking(), run, policies.step_mask("CS"), sigmas=(1.0, 0.8, 0.6, 0.4, 0.0)
+    )
+    measured.save(tmp_path / "measured.json")
+
+    assert synccache.Calibration.load(tmp_path / "measured.json") == measured

@@ -13,6 +13,7 @@ from random_policies import policies as random_policies
 import synccache.policies
 from synccache.errors import PolicyError
 from synccache.policies import by_name, dsl, from_json, to_json
+from synccache.policies.catalogue import EXAMPLES
 from synccache.policies.dsl import (
     FIRST_BRANCH,
     Linear,
@@ -28,8 +29,9 @@ MAX_DECLARATIVE_LINES = 25
 
 
 def made(method: str) -> Policy:
-    """A policy of this method; step_mask has no default."""
-    return synccache.policies.step_mask("CSSCS") if method == "step_mask" else by_name(method)
+    """A policy of this method; a few have no defaults."""
+    library = synccache.policies.LIBRARY
+    return library[method](*EXAMPLES[method]) if method in EXAMPLES else by_name(method)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import copy
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,25 +17,30 @@ from torch.fx import GraphModule
 
 from synccache.errors import StateError
 from synccache.fx import report
+from synccache.fx.begin import begun
 from synccache.fx.capture import Captured, capture
 from synccache.fx.conditions import nodes_tagged
 from synccache.fx.drift import DriftMeter
 from synccache.fx.frames import own_forward
+from synccache.fx.gram import GramMeter
 from synccache.fx.inputs import bind, flatten, signature_key
 from synccache.fx.model_state import ModelState
 from synccache.fx.ops import ValueChanged
+from synccache.fx.payback import check_steps
 from synccache.fx.planning import border_shape
 from synccache.fx.program import ResidualProgram
+from synccache.fx.repay import paid_back
 from synccache.fx.runtime import Call, Trajectory
 from synccache.fx.variant import Variant
 from synccache.fx.variants import Variants
 from synccache.fx.verify import Before, verify
 from synccache.fx.warm_up import WarmUpMeter, is_warm_up
 from synccache.planner import Plan
+from synccache.planner.samplers import Sampler
 
 _OWN = (
     "_model", "_request", "_builder", "_variants", "_trajectories", "_key", "_branch", "_captures",
-    "_capture_seconds", "_stride", "_state", "meter",
+    "_capture_seconds", "_stride", "_state", "meter", "gram",
 )  # fmt: skip
 
 
@@ -63,7 +68,7 @@ class CachedModel(nn.Module):
         own["_key"] = contextvars.ContextVar("synccache_trajectory", default=None)
         own["_branch"] = contextvars.ContextVar("synccache_branch", default=None)
         own["_captures"], own["_capture_seconds"] = 0, 0.0
-        own["_stride"], own["meter"] = None, None
+        own["_stride"], own["meter"], own["gram"] = None, None, None
         own["_state"] = ModelState(model)
 
     # ---- being the model
@@ -205,8 +210,14 @@ class CachedModel(nn.Module):
         if self._stride is not None:
             if self.meter is None:
                 self.__dict__["meter"] = DriftMeter(len(variant.layout.regions), self._stride)
-            call.meter = self.meter
+                self.__dict__["gram"] = GramMeter(self._stride)
+            call.meter, call.gram = self.meter, self.gram
         outputs = emitted.module(call, *tensors)
+        outputs = paid_back(self._request.policy, call, variant, tensors, outputs)
+        if call.gram is not None:
+            call.gram.finish_call(call)
+            if call.trajectory.step == 0:
+                self.meter.before.pop(call.key, None)  # another clip: nothing to compare with
         if call.meter is not None:
             call.meter.finish_call(call.key)
         call.state.decisions.append("S" if call.skipped else "C")
@@ -248,12 +259,12 @@ class CachedModel(nn.Module):
         noise = self._noise(variant, tensors)
         if noise is not None:
             if trajectory.step >= 0 and noise > trajectory.noise:
-                trajectory = self._trajectories[name] = Trajectory(
-                    steps=trajectory.steps, next_given=trajectory.next_given
-                )
+                trajectory = self._trajectories[name] = trajectory.again()
             trajectory.syncs += 1
         trajectory.rely_on(self._state.weights)
         key, state = trajectory.enter(noise, self._branch.get())
+        if self._stride is None:
+            check_steps(self._request.policy, trajectory.step, trajectory.noise)
         return Call(trajectory, state, key, self._request.policy.leader, {}, given=trajectory.given)
 
     def _planned_again(self, variant: Variant, branches: int) -> Variant:
@@ -288,13 +299,22 @@ class CachedModel(nn.Module):
         self._trajectories.clear()
         self._trajectories[None] = Trajectory()
 
-    def begin(self, *, steps: int | None = None) -> None:
-        """Begins a new trajectory now. ``steps``: how many steps it will have."""
-        if steps is not None and (
-            isinstance(steps, bool) or not isinstance(steps, int) or steps < 1
-        ):
-            raise StateError(f"begin(steps=...) takes a positive integer, got {steps!r}.")
-        self._trajectories[self._key.get()] = Trajectory(steps=steps)
+    def begin(
+        self, *, steps: int | None = None, sigmas: Sequence[float] | None = None,
+        sampler: Sampler = Sampler.EULER,
+    ) -> None:  # fmt: skip
+        """Begins a new trajectory now.
+
+        Args:
+            steps: how many steps it will have.
+            sigmas: the noise levels of all steps and the one after the last, falling, as
+                ``scheduler.sigmas`` has them; they say the number of steps too.
+            sampler: what turns outputs into the next latents; policies that pay errors back need it.
+
+        Raises:
+            StateError: for what is no number of steps, or no falling row of levels of that length.
+        """
+        self._trajectories[self._key.get()] = begun(steps, sigmas, sampler)
 
     def give(self, **values: Any) -> None:
         """What the policy's ``given(name)`` reads on the step that begins with the next call.
@@ -306,8 +326,8 @@ class CachedModel(nn.Module):
 
     def _forget_trajectory(self) -> None:
         name = self._key.get()
-        steps = self._trajectories[name].steps if name in self._trajectories else None
-        self._trajectories[name] = Trajectory(steps=steps)
+        known = self._trajectories.get(name)
+        self._trajectories[name] = Trajectory() if known is None else known.again()
 
     @contextmanager
     def trajectory(self, key: Hashable) -> Iterator[None]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Node
 
 from synccache.fx.capture import Captured
+from synccache.fx.conditions import SAMPLE, nodes_tagged
 from synccache.fx.held import tensor_bytes
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
@@ -20,7 +22,8 @@ from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_tabl
 from synccache.planner.problem import LowerOrder, Table
 from synccache.planner.storage import Form
 from synccache.policies import dsl
-from synccache.policies.dsl import AUDIO, FIRST_BRANCH, Hold, Leader, TwoAnchor
+from synccache.policies.dsl import AUDIO, FIRST_BRANCH, Hold, Leader, Policy, TwoAnchor
+from synccache.policies.fitted import longest_gap
 
 
 def weights_bytes(model: nn.Module) -> int:
@@ -130,6 +133,18 @@ class KnownDrift:
     hold: Table[float] | None = None
 
 
+def payback_bytes(policy: Policy, program: ResidualProgram) -> int:
+    """Bytes of the skipped steps of the longest gap, kept until they are paid back: for each the
+    sample, the timestep and the output. Other inputs, if the loop makes them anew, come on top."""
+    payback = policy.payback
+    if payback is None or not payback.strength:
+        return 0
+    changing = nodes_tagged(program.tags, SAMPLE, dsl.TIMESTEP)
+    outputs: Any = program.captured.graph.output_node().args[0]
+    size = sum(node_bytes(node) for node in (*changing, *outputs))
+    return size * max(longest_gap(r.when) for r in policy.rules if isinstance(r.when, dsl.Steps))
+
+
 def chain_problem(
     model: nn.Module, program: ResidualProgram, matches: Sequence[RuleMatch], layout: Layout,
     hoisted: dict[Node, int], *, leader: Leader, guidance_branches: int, masks: int,
@@ -141,7 +156,7 @@ def chain_problem(
     fixed, shared = probe_bytes(matches, program, leader)
     predictors = {type(m.rule.reuse) for m in matches} or {Hold}
 
-    histories = {m.rule.reuse.history for m in matches} or {1}
+    histories = {m.keep for m in matches} or {1}
     tensors = max(histories) if len(histories) == 1 else 1  # else counted in the bytes below
 
     def held_in(form: Form) -> Callable[[int, int], int]:
@@ -151,7 +166,7 @@ def chain_problem(
             streams = (
                 {run.branches[0].stream: run for run in runs} if joined else dict(enumerate(runs))
             )
-            times = 1 if tensors > 1 else matches[regions[first].rule].rule.reuse.history
+            times = 1 if tensors > 1 else matches[regions[first].rule].keep
             return times * sum(
                 tensor_bytes(run.end.meta["shape"], run.end.meta["dtype"], form)
                 for run in streams.values()
@@ -160,6 +175,7 @@ def chain_problem(
         return size
 
     merged = held_in(Form.AS_COMPUTED)
+    may_lower = not any(m.is_planned_ahead for m in matches)
     audio = [b for b in program.branches if AUDIO in b.reads]
     return ChainProblem(
         gaps=tuple(
@@ -183,7 +199,7 @@ def chain_problem(
             (form, segment_table(len(regions), held_in(form)))
             for form in Form if form is not Form.AS_COMPUTED
         ),
-        lower_orders=_lower_orders(tensors, drift),
+        lower_orders=_lower_orders(tensors, drift) if may_lower else (),
         fixed_bytes_per_branch=invariant_bytes(program.captured, hoisted) + fixed,
         shared_bytes=shared + masks,
         drift=None if drift is None else drift.table,

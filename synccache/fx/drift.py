@@ -67,10 +67,12 @@ def _residual(values: dict[tuple[str, int], list[Tensor]], first: int, last: int
 class BoundaryTap(nn.Module):
     """Shows the meter one stream at one region boundary. ``forward(call, value)``."""
 
-    def __init__(self, side: str, region: int) -> None:
+    def __init__(self, side: str, region: int, run: int) -> None:
         super().__init__()
-        self.side, self.region = side, region
+        self.side, self.region, self.run = side, region, run
 
     def forward(self, call: Any, value: Tensor) -> None:
         if call.meter is not None:
             call.meter.see(self.side, self.region, value)
+        if call.gram is not None:
+            call.gram.see(self.side, (self.region, self.run), value)

@@ -46,6 +46,8 @@ class Gate(nn.Module):
         )
 
     def forward(self, call: Call, *probes: Tensor) -> bool:
+        if call.again is not None:
+            return True
         state = call.state.gate(self.rule)
         can = call.meter is None and all(run in call.state.held for run in self.runs)
         values = self._probe_values(probes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
@@ -25,6 +25,18 @@ class RuleMatch:
     skipped: Skipped
     planned: bool  # the planner may merge runs
     taps: dict[dsl.Probe, Taps]  # what the gate reads before it decides
+    payback: dsl.Payback | None = None
+
+    @property
+    def keep(self) -> int:
+        """Tensors held for each run, by the predictor and for interpolation."""
+        paid = self.payback.history if self.payback is not None else 1
+        return max(self.rule.reuse.history, paid)
+
+    @property
+    def is_planned_ahead(self) -> bool:
+        """Whether schedule and weights were chosen together, so that neither may change alone."""
+        return self.payback is not None or isinstance(self.rule.reuse, dsl.Fitted)
 
     @property
     def skip(self) -> frozenset[int]:
@@ -78,6 +90,7 @@ def match(
     matches = tuple(
         _match_rule(rule, i, program, where, settled) for i, rule in enumerate(policy.rules)
     )
+    matches = tuple(replace(found, payback=policy.payback) for found in matches)
     taken: dict[int, int] = {}
     for i, found in enumerate(matches):
         for index in found.skip:

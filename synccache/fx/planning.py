@@ -20,7 +20,7 @@ from synccache.fx.taps import main_stream
 from synccache.planner import ChainProblem, DriftSource, Plan, plan_chain
 from synccache.planner.fingerprint import Fingerprint, parameters_digest
 from synccache.planner.storage import AS_COMPUTED, HOST, TURNS, Place, Storage
-from synccache.policies.dsl import Hold, Policy, Predictor
+from synccache.policies.dsl import Hold, Payback, Policy, Predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,20 @@ class Keep:
 
     predictor: Predictor
     storage: Storage = AS_COMPUTED
+    payback: Payback | None = None
+
+    @property
+    def tensors(self) -> int:
+        """How many are held of each run."""
+        paid = self.payback.history if self.payback is not None else 1
+        return max(self.predictor.history, paid)
 
 
 def keeps(plan: Plan | None, layout: Layout, matches: tuple[RuleMatch, ...]) -> tuple[Keep, ...]:
     """For each region of the layout; as the plan says, where there is one."""
-    own = [Keep(matches[region.rule].rule.reuse) for region in layout.regions]
+    own = [
+        Keep(matches[r.rule].rule.reuse, payback=matches[r.rule].payback) for r in layout.regions
+    ]
     if plan is None:
         return tuple(own)
     if len(plan.regions) != len(layout.regions):

@@ -65,9 +65,7 @@ def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
     skipped = sum(s.visual_flops_skipped for s in branches.values())
     saved = sum(s.flops_saved for s in branches.values())
     visual = variant.visual_flops * forwards
-    nodes = list(variant.captured.graph.nodes)
-    total = sum(n.meta.get("flops", 0) for n in nodes) * forwards
-    seconds = sum(n.meta.get("seconds", 0.0) for n in nodes) * forwards
+    total, seconds = variant.flops * forwards, variant.seconds * forwards
     return Stats(
         decisions=decisions,
         executed_fraction=_left(skipped, visual),

@@ -105,7 +105,7 @@ def rewrite(
         items += _write_taps(program, layout, {d for item in items for d in item.defs})
     if measure:
         items += [
-            _tap_item(node, BoundaryTap(side, region.index), f"drift_{side}_{region.index}_{i}")
+            _tap_item(node, BoundaryTap(side, region.index, i), f"drift_{side}_{region.index}_{i}")
             for region in layout.regions
             for i, run in enumerate(region.runs)
             for side, node in (("start", _measured_start(run)), ("end", run.end))
@@ -287,6 +287,7 @@ def _region_item(emitter: Emitter, region: Region, keep: Keep, items: list[Item]
         region.index,
         keep.predictor,
         holds,
+        tensors=keep.tensors,
         flops=flops,
         visual_flops=visual,
         seconds=seconds,

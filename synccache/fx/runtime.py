@@ -16,8 +16,11 @@ from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
 from synccache.fx.gate_state import GateState
+from synccache.fx.gram import GramMeter
 from synccache.fx.held import Held
-from synccache.fx.predict import predict
+from synccache.fx.payback import Again, Owed
+from synccache.fx.predict import predict, weighted_sum
+from synccache.planner.samplers import Sampler
 from synccache.planner.storage import AS_COMPUTED, Place, Storage
 from synccache.policies.dsl import FIRST_BRANCH, Leader, Predictor
 
@@ -36,6 +39,7 @@ class BranchState:
     seconds_saved: float = 0.0  # the same, in seconds of the recorded forward
     forced: int = 0  # steps computed only because the branch held nothing yet
     writes: Tensor | None = None  # per token, how strongly audio branches wrote; [batch, tokens]
+    owed: Owed = field(default_factory=Owed)  # what the next computed step pays back
     layout: Any = None  # the regions that ``held`` belongs to
     recording: Any = None  # what ``gates`` belong to
 
@@ -46,7 +50,7 @@ class BranchState:
         """
         if self.layout is layout:
             return
-        self.held, self.layout = {}, layout
+        self.held, self.owed, self.layout = {}, Owed(), layout
         if recording is not None and self.recording is recording:
             for gate in self.gates.values():
                 gate.forget_held()
@@ -86,6 +90,8 @@ class Trajectory:
     """One denoising run: its steps, its guidance branches, its step-invariant values."""
 
     steps: int | None = None  # how many there will be, if the caller said so
+    sigmas: tuple[float, ...] = ()  # of all steps and the one after, if the caller said so
+    sampler: Sampler = Sampler.EULER
     step: int = -1
     first_noise: float = 0.0
     noise: float = 0.0
@@ -100,6 +106,17 @@ class Trajectory:
     syncs: int = 0  # device-to-host transfers: one for the timestep of a call, one for a gate
     warm_up: Any = None  # a WarmUpMeter, while drift is measured
     weights: int | None = None  # the state of the model's weights that all of this was made with
+
+    def again(self) -> Trajectory:
+        """A new one, of which the caller said the same."""
+        return Trajectory(
+            steps=self.steps, sigmas=self.sigmas, sampler=self.sampler, next_given=self.next_given
+        )
+
+    def forget_dead_values(self) -> None:
+        """Drops step-invariant values whose inputs are gone."""
+        for entries in self.kept.values():
+            entries[:] = [k for k in entries if all(r() is not None for r in k.references)]
 
     def rely_on(self, weights: int) -> None:
         """Forgets what was computed with other weights than the model has now."""
@@ -177,6 +194,8 @@ class Call:
     leader: Leader
     masks: dict[str, Tensor]
     meter: Meter | None = None  # set while drift is measured: then nothing is skipped or held
+    gram: GramMeter | None = None  # while calibrating: nothing is skipped
+    again: Again | None = None  # a skipped step is made again: everything is interpolated
     given: Mapping[str, Any] = field(default_factory=dict)  # by compiled.give(), for this step
     ratios: dict[int, Tensor] = field(default_factory=dict)  # region -> how far its probe is
     changes: dict[Hashable, Tensor | None] = field(default_factory=dict)  # of probes, on this step
@@ -214,11 +233,11 @@ class SkipRegion(nn.Module):
 
     def __init__(
         self, body: nn.Module, index: int, predictor: Predictor, holds: tuple[Holding, ...], *,
-        flops: int, visual_flops: int, seconds: float, storage: Storage = AS_COMPUTED,
+        tensors: int, flops: int, visual_flops: int, seconds: float, storage: Storage = AS_COMPUTED,
     ) -> None:  # fmt: skip
         super().__init__()
         self.body, self.index, self.predictor, self.storage = body, index, predictor, storage
-        self.holds = holds
+        self.holds, self.tensors = holds, tensors
         self.flops, self.visual_flops, self.seconds = flops, visual_flops, seconds
 
     def forward(self, call: Call, skip: bool, *inputs: Any) -> Any:
@@ -233,7 +252,7 @@ class SkipRegion(nn.Module):
         if call.meter is not None:
             return out  # nothing will be skipped
         ends = (out,) if len(self.holds) == 1 else out
-        keep, step = self.predictor.history, call.trajectory.step
+        keep, step = self.tensors, call.trajectory.step
         for i, (hold, start, end) in enumerate(zip(self.holds, starts, ends)):
             held = call.state.held.setdefault((self.index, i), Held(self.storage))
             held.make_room(keep)  # free before the new one is made
@@ -261,6 +280,9 @@ class SkipRegion(nn.Module):
         return ends[0] if len(ends) == 1 else tuple(ends)
 
     def _predicted(self, call: Call, held: Held, step: int) -> Tensor:
+        if call.again is not None:
+            weights = call.again.payback.weights(tuple(held.steps), call.again.step)
+            return weighted_sum(held.tensors(), weights)
         ratio = call.ratios.get(self.index)
         found = predict(self.predictor, held.steps, held.tensors(), step, ratio=ratio)
         if self.predictor.recent:
@@ -346,6 +368,7 @@ def bytes_held(trajectory: Trajectory) -> int:
         for gate in state.gates.values():
             add(gate.tensors())
         add(state.writes)
+        add(state.owed.tensors())
     for entries in trajectory.kept.values():
         for entry in entries:
             add(entry.values)

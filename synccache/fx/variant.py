@@ -45,6 +45,16 @@ class Variant:
     rewrite_seconds: float
     warm_up: WarmUp | None = None  # while the plan rests on drift that was assumed
 
+    @property
+    def flops(self) -> int:
+        """Of one uncached forward."""
+        return sum(n.meta.get("flops", 0) for n in self.captured.graph.nodes)
+
+    @property
+    def seconds(self) -> float:
+        """Of the operations of the recorded forward."""
+        return float(sum(n.meta.get("seconds", 0.0) for n in self.captured.graph.nodes))
+
     def with_plan_of(self, other: Variant) -> Variant:
         """This graph, with what ``other`` found for more guidance branches; their graphs are equal."""
         return replace(self, plan=other.plan, guidance_branches=other.guidance_branches)

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from synccache.errors import PlanError
+from synccache.planner.residual_gram import ResidualGram
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,7 @@ class Calibration:
     Attributes:
         model: class name; regions: labels of the gaps in order; shape: of the stream they begin on.
         steps, guidance_branches: of the run that was measured; stride: every how many tokens.
+        residuals: inner products of the residuals of all runs, for planned schedules.
     """
 
     model: str
@@ -27,6 +29,7 @@ class Calibration:
     guidance_branches: int
     stride: int
     drift: tuple[tuple[float, ...], ...]
+    residuals: ResidualGram | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class Calibration:
             data["regions"] = tuple(data["regions"])
             data["shape"] = tuple(data["shape"])
             data["drift"] = tuple(tuple(row) for row in data["drift"])
+            if data.get("residuals") is not None:
+                data["residuals"] = ResidualGram.from_plain(data["residuals"])
             return cls(**data)
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise PlanError(

@@ -19,16 +19,17 @@ from synccache.policies.dbcache import dbcache
 from synccache.policies.dsl import Policy
 from synccache.policies.exact import exact
 from synccache.policies.first_block_cache import first_block_cache
+from synccache.policies.planned import planned
 from synccache.policies.serialise import from_json as from_json
 from synccache.policies.serialise import to_json as to_json
 from synccache.policies.step_mask import step_mask
 
-__all__ = ["asymmetric", "dbcache", "exact", "first_block_cache", "step_mask"]
+__all__ = ["asymmetric", "dbcache", "exact", "first_block_cache", "planned", "step_mask"]
 
 LIBRARY: Mapping[str, Callable[..., Policy]] = MappingProxyType(
     {
         method.__name__: method
-        for method in (asymmetric, dbcache, exact, first_block_cache, step_mask)
+        for method in (asymmetric, dbcache, exact, first_block_cache, planned, step_mask)
     }
 )
 

@@ -14,11 +14,20 @@ from types import MappingProxyType
 
 from synccache.policies import LIBRARY, dsl, method
 from synccache.policies.dsl import Policy, Rule
+from synccache.policies.fitted import Constants
 
 __all__ = ["Entry", "catalogue", "entry", "holds", "needs", "source_of"]
 
 # Arguments for the methods that cannot be made without any, to say what such a policy holds.
-EXAMPLES: Mapping[str, tuple[object, ...]] = MappingProxyType({"step_mask": ("CSSCS",)})
+EXAMPLES: Mapping[str, tuple[object, ...]] = MappingProxyType({
+    "planned": (
+        Constants(
+            letters="CSC", timesteps=(1000.0, 600.0, 200.0), coefficients=((1, (0,), (1.0,)),),
+            strength=0.5,
+        ),
+    ),
+    "step_mask": ("CSSCS",),
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,13 +210,27 @@ def every(of: Signal, n: int, offset: int = 0) -> Every:
 
 @dataclass(frozen=True, slots=True)
 class Steps(Condition):
-    """True on the steps whose letter is S; the last letter holds for all later steps."""
+    """True on the steps whose letter is S; the last letter holds for all later steps.
+
+    ``timesteps``, one a letter as the model is given them, make it the mask of a trajectory that was
+    planned: a run of other timesteps, or of more steps, is refused.
+    """
 
     letters: str
+    timesteps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.letters, str) or not self.letters or set(self.letters) - set("CS"):
             raise PolicyError(f"a step mask is a text of C and S, got {self.letters!r}.")
+        if not isinstance(self.timesteps, tuple):
+            raise PolicyError(f"the timesteps of a mask must be a tuple, got {self.timesteps!r}.")
+        if self.timesteps and len(self.timesteps) != len(self.letters):
+            raise PolicyError(
+                f"a planned mask takes one timestep for each of {len(self.letters)} letters, got "
+                f"{len(self.timesteps)}."
+            )
+        numbers = tuple(plain_number(t, "a timestep of a mask") for t in self.timesteps)
+        object.__setattr__(self, "timesteps", numbers)
 
 
 @dataclass(frozen=True, slots=True)

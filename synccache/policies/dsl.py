@@ -63,6 +63,7 @@ from synccache.policies.counters import (
     steps_left,
     timestep,
 )
+from synccache.policies.fitted import Fitted, Payback
 from synccache.policies.predictors import (
     GRID_DCT,
     TOKEN_FFT,
@@ -240,6 +241,7 @@ __all__ = [
     "Either",
     "Every",
     "ExactError",
+    "Fitted",
     "Fixed",
     "Foca",
     "Forecast",
@@ -265,6 +267,7 @@ __all__ = [
     "OfKind",
     "Or",
     "Output",
+    "Payback",
     "Policy",
     "Polynomial",
     "Prediction",

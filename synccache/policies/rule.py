@@ -9,6 +9,7 @@ from typing import Any
 from synccache.errors import PolicyError
 from synccache.policies.checks import expect
 from synccache.policies.conditions import Condition, Signal
+from synccache.policies.fitted import Payback, check_payback
 from synccache.policies.predictors import Hold, Predictor, TwoAnchor
 from synccache.policies.probes import Output, Residual
 from synccache.policies.selectors import Modules, Network, Segments, Selector, Skip, Values
@@ -60,11 +61,16 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A caching method: rules, and who decides for the guidance branches. No rules = exact."""
+    """A caching method: rules, and who decides for the guidance branches. No rules = exact.
+
+    ``payback`` returns errors of skipped steps in the next computed output; it needs one rule whose
+    condition is ``Steps(...)``, and ``compiled.begin(sigmas=...)``.
+    """
 
     name: str
     rules: tuple[Rule, ...] = ()
     leader: Leader = Leader.EACH_BRANCH
+    payback: Payback | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -79,6 +85,8 @@ class Policy:
             if not isinstance(rule, Rule):
                 raise PolicyError(f"rule {number} must be a Rule, got {rule!r}.", where=self.name)
         expect(self.leader, Leader, f"{self.name}: leader", "Use FIRST_BRANCH or EACH_BRANCH.")
+        if self.payback is not None:
+            check_payback(self.payback, self.rules, self.name)
 
     def with_(self, *, threshold: float | Signal | None = None, **changes: Any) -> Policy:
         """A copy with another threshold, or with fields of the policy itself replaced.

@@ -1,0 +1,33 @@
+"""What a caller says of a trajectory before it begins, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synccache.errors import PlanError, StateError
+from synccache.fx.runtime import Trajectory
+from synccache.planner.residual_gram import checked_sigmas
+from synccache.planner.samplers import Sampler
+
+
+def begun(steps: int | None, sigmas: Sequence[float] | None, sampler: Sampler) -> Trajectory:
+    """A trajectory before its first step.
+
+    Raises:
+        StateError: for what is no number of steps, no falling row of levels of that length, or no
+            sampler whose recursion is known.
+    """
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise StateError(f"begin(steps=...) takes a positive integer, got {steps!r}.")
+    if not isinstance(sampler, Sampler):
+        raise StateError(
+            f"begin(sampler=...) takes a Sampler, got {sampler!r}.",
+            hint=f"Known are {', '.join(map(str, Sampler))}; plan with payback 0 for others.",
+        )
+    if sigmas is None:
+        return Trajectory(steps=steps, sampler=sampler)
+    try:
+        levels = checked_sigmas(sigmas, len(sigmas) - 1 if steps is None else steps)
+    except PlanError as problem:
+        raise StateError(problem.message, where="begin", hint=problem.hint) from problem
+    return Trajectory(steps=len(levels) - 1, sigmas=levels, sampler=sampler)
