@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from synccache.fx.cached_model import CachedModel
+    from synccache.fx.fake import without_weights
     from synccache.planner import Plan
     from synccache.planner.calibration import Calibration
     from synccache.policies.dsl import Policy, Rule
+    from synccache.preview import plan
 
 __all__ = [
     "CachedModel",
@@ -44,7 +46,9 @@ __all__ = [
     "VerifyError",
     "calibrate",
     "compile",
+    "plan",
     "policies",
+    "without_weights",
 ]
 
 _HOME = {
@@ -55,6 +59,8 @@ _HOME = {
     "Rule": "synccache.policies.dsl",
     "calibrate": "synccache.calibrate",
     "compile": "synccache.compiler",
+    "plan": "synccache.preview",
+    "without_weights": "synccache.fx.fake",
 }
 """Where a public name is defined; errors are in synccache.errors, the rest are sub-modules."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from synccache.fx.cost import lives_between, payback_bytes, visual_flops
 from synccache.fx.hoist import hoistable
 from synccache.fx.masks import token_masks
 from synccache.fx.match import RuleMatch, match
-from synccache.fx.planning import given_bytes, keeps, make_plan, needs_drift
+from synccache.fx.planning import given_bytes, keeps, make_plan, make_problem, needs_drift
 from synccache.fx.program import ResidualProgram, residual_program
 from synccache.fx.regions import Layout, lay_out
 from synccache.fx.request import Request
 from synccache.fx.rewrite import rewrite
 from synccache.fx.taps import main_stream
 from synccache.fx.variant import Variant, WarmUp
-from synccache.planner import Plan, parse_bytes
+from synccache.planner import ChainProblem, Plan, parse_bytes
 from synccache.planner.calibration import Calibration
 from synccache.planner.storage import Storage, storages_named
 from synccache.policies import by_name
@@ -151,42 +151,67 @@ def _ratio(ratio: object) -> float | None:
     return float(ratio)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was found in a recording, and the planner's problem made of it."""
+
+    tags: Mapping[Node, str]
+    hoisted: dict[Node, int]
+    program: ResidualProgram | None
+    matches: tuple[RuleMatch, ...]
+    layout: Layout  # every gap a region of its own
+    masks: Mapping[str, Tensor]
+    problem: ChainProblem | None
+
+
+def prepare(
+    model: nn.Module, request: Request, captured: Captured, guidance_branches: int
+) -> Prepared:
+    """From a recording to the planner's problem, for a number of guidance branches."""
+    policy = request.policy
+    tags = tag_inputs(captured, request.conditions)
+    hoisted = hoistable(captured, tags)
+    program = _program(model, captured, tags, needed=bool(policy.rules))
+    if program is None:
+        return Prepared(tags, hoisted, None, (), Layout((), frozenset()), {}, None)
+    matches = match(policy, program, type(model).__name__, hoisted)
+    base = lay_out(program, [m.skipped for m in matches], _probes(matches))
+    masks = token_masks(request.masks or {}, _mask_tokens(program))
+    problem = make_problem(
+        model, request, program, matches, base, hoisted, guidance_branches,
+        _mask_bytes(policy, matches, masks, program, guidance_branches),
+    )  # fmt: skip
+    return Prepared(tags, hoisted, program, matches, base, masks, problem)
+
+
 def build_variant(
     model: nn.Module, request: Request, captured: Captured, guidance_branches: int, name: str
 ) -> Variant:
     """From a recording to an emitted graph, for a number of guidance branches."""
     started = time.perf_counter()
-    policy = request.policy
-    tags = tag_inputs(captured, request.conditions)
-    hoisted = hoistable(captured, tags)
-    program = _program(model, captured, tags, needed=bool(policy.rules))
-    matches = match(policy, program, type(model).__name__, hoisted) if program else ()
-    base = _base_layout(program, matches)
-    masks = token_masks(request.masks or {}, _mask_tokens(program)) if program else {}
-    plan = (
-        make_plan(
-            model, request, program, matches, base, hoisted, guidance_branches,
-            _mask_bytes(policy, matches, masks, program, guidance_branches),
-        )
-        if program
-        else None
-    )  # fmt: skip
-    layout = _merged(program, matches, base, plan) if program else base
+    found = prepare(model, request, captured, guidance_branches)
+    program, matches, layout, plan = found.program, found.matches, found.layout, None
+    if program is not None and found.problem is not None:
+        plan = make_plan(model, request, program, matches, found.problem)
+        layout = _merged(program, matches, layout, plan)
     planned = time.perf_counter()
     emitted = rewrite(
-        model, program, captured, matches, layout, hoisted, keeps(plan, layout, matches), name=name,
-        find_mask=bool(_wants_mask(matches) - set(masks)), measure=request.measure,
+        model, program, captured, matches, layout, found.hoisted, keeps(plan, layout, matches),
+        name=name, find_mask=bool(_wants_mask(matches) - set(found.masks)), measure=request.measure,
     )  # fmt: skip
     warm_up = None
     if needs_drift(plan, request, matches):
+        base = found.layout
         apart = rewrite(
-            model, program, captured, matches, base, hoisted, keeps(None, base, matches),
-            name=f"{name}WarmUp", find_mask=bool(_wants_mask(matches) - set(masks)), measure=True,
+            model, program, captured, matches, base, found.hoisted, keeps(None, base, matches),
+            name=f"{name}WarmUp", measure=True,
+            find_mask=bool(_wants_mask(matches) - set(found.masks)),
         )  # fmt: skip
         warm_up = WarmUp(f"{name}WarmUp", apart, base, matches[0].rule.reuse)
     return Variant(
-        captured=captured, tags=tags, program=program, matches=matches, layout=layout, plan=plan,
-        emitted=emitted, masks=masks, visual_flops=visual_flops(program) if program else 0,
+        captured=captured, tags=found.tags, program=program, matches=matches, layout=layout,
+        plan=plan, emitted=emitted, masks=found.masks,
+        visual_flops=visual_flops(program) if program else 0,
         guidance_branches=guidance_branches, plan_seconds=planned - started,
         rewrite_seconds=time.perf_counter() - planned, warm_up=warm_up,
     )  # fmt: skip
@@ -202,12 +227,6 @@ def _program(
         if needed:
             raise
         return None
-
-
-def _base_layout(program: ResidualProgram | None, matches: tuple[RuleMatch, ...]) -> Layout:
-    if program is None:
-        return Layout((), frozenset())
-    return lay_out(program, [m.skipped for m in matches], _probes(matches))
 
 
 def _probes(matches: tuple[RuleMatch, ...]) -> list[Any]:
@@ -238,10 +257,10 @@ def _mask_bytes(
 
 
 def _merged(
-    program: ResidualProgram, matches: tuple[RuleMatch, ...], base: Layout, plan: Plan | None
+    program: ResidualProgram, matches: tuple[RuleMatch, ...], base: Layout, plan: Plan
 ) -> Layout:  # fmt: skip
     """The layout with the plan's segments: live branches that it absorbs are skipped too."""
-    if plan is None or all(r.first_gap == r.last_gap for r in plan.regions):
+    if all(r.first_gap == r.last_gap for r in plan.regions):
         return base
     skipped = [m.skipped for m in matches]
     for region in plan.regions:

@@ -21,6 +21,7 @@ from synccache.fx.begin import begun
 from synccache.fx.capture import Captured, capture
 from synccache.fx.conditions import nodes_tagged
 from synccache.fx.drift import DriftMeter
+from synccache.fx.fake import fake_capture, has_values, refuse_to_run
 from synccache.fx.frames import own_forward
 from synccache.fx.gram import GramMeter
 from synccache.fx.inputs import bind, flatten, signature_key
@@ -36,6 +37,7 @@ from synccache.fx.variants import Variants
 from synccache.fx.verify import Before, verify
 from synccache.fx.warm_up import WarmUpMeter, is_warm_up
 from synccache.planner import Plan
+from synccache.planner.devices import DEFAULT_DEVICE, device
 from synccache.planner.samplers import Sampler
 
 _OWN = (
@@ -122,6 +124,11 @@ class CachedModel(nn.Module):
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors, names, key = self._inputs(args, kwargs)
         known = self._variants.find(key)
+        if (
+            known and known[0].captured.shapes_only
+        ):  # planned without weights, which may be there now
+            self._variants.forget(key)
+            known = []
         try:
             if not known:
                 return self._record_and_run(None, key, names, tensors, args, kwargs)
@@ -140,7 +147,11 @@ class CachedModel(nn.Module):
             raise
 
     def record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records one forward with these inputs now; no trajectory begins."""
+        """Records one forward with these inputs now; no trajectory begins.
+
+        Without weights, or with inputs on the meta device, shapes alone are recorded: the plan is
+        the same, and the first call with values records again.
+        """
         _, names, key = self._inputs(args, kwargs)
         if not self._variants.find(key):
             _, captured = self._capture(args, kwargs)
@@ -166,6 +177,7 @@ class CachedModel(nn.Module):
         kwargs: Any,
     ) -> Any:
         """Records the forward, whose result is returned, and fills the caches by a replay of it."""
+        refuse_to_run(self._model, tensors, names)
         before = Before(tensors) if self._request.verify else None
         out, captured = self._capture(args, kwargs)
         last = self._variants.last
@@ -185,7 +197,10 @@ class CachedModel(nn.Module):
 
     def _capture(self, args: Any, kwargs: Any) -> tuple[Any, Captured]:
         started = time.perf_counter()
-        out, captured = capture(self._model, args, kwargs)
+        if has_values(self._model, flatten((args, kwargs))[0]):
+            out, captured = capture(self._model, args, kwargs)
+        else:
+            out, captured = None, fake_capture(self._model, args, kwargs, device(DEFAULT_DEVICE))
         self._state.settle(captured.closed)
         self.__dict__["_captures"] += 1
         self.__dict__["_capture_seconds"] += time.perf_counter() - started

@@ -20,6 +20,7 @@ from synccache.fx.frames import Frame, Unplaceable, has_hooks, own_forward
 from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.recorder import Recorder
 from synccache.fx.verify import Before
+from synccache.planner import MEASURED
 
 _ATTEMPTS = 12  # modules closed one by one before giving up
 
@@ -42,6 +43,8 @@ class Captured:
     autocast: tuple[Any, ...]
     seconds: float
     closed: tuple[str, ...]
+    shapes_only: bool = False  # recorded without values: for planning, never to run
+    seconds_source: str = MEASURED
 
     def parameter_of(self, placeholder: Node) -> str:
         """The forward parameter that a placeholder came from."""

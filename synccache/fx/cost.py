@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from synccache.fx.capture import Captured
 from synccache.fx.conditions import SAMPLE, nodes_tagged
+from synccache.fx.estimate import size_bytes
 from synccache.fx.held import tensor_bytes
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
@@ -69,14 +70,6 @@ def activation_peak_bytes(captured: Captured) -> int:
     return peak
 
 
-def node_bytes(node: Node) -> int:
-    """Bytes of one tensor of this shape and dtype."""
-    count = 1
-    for size in node.meta["shape"]:
-        count *= size
-    return count * int(node.meta["dtype"].itemsize)
-
-
 def invariant_bytes(captured: Captured, hoisted: dict[Node, int]) -> int:
     """Bytes of the step-invariant values that emitted graphs keep; shared memory counts once."""
     sizes = {}
@@ -100,7 +93,7 @@ def probe_bytes(
         signals = dsl.measured_signals(found.rule.when)
         by_leader += sum(_kept_bytes(found, program, *item) for item in kept(signals))
         if isinstance(found.rule.reuse, TwoAnchor):
-            by_branch += 2 * node_bytes(found.taps[anchor_probe(found.rule)].after)
+            by_branch += 2 * size_bytes(found.taps[anchor_probe(found.rule)].after)
     return (by_branch, by_leader) if leader is FIRST_BRANCH else (by_branch + by_leader, 0)
 
 
@@ -116,8 +109,8 @@ def _kept_bytes(
     for weight in weights:
         if isinstance(weight, dsl.ChannelStride):
             channels = node.meta["shape"][-1]
-            return count * node_bytes(node) // channels * -(-channels // weight.n)
-    return count * node_bytes(node)
+            return count * size_bytes(node) // channels * -(-channels // weight.n)
+    return count * size_bytes(node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +134,7 @@ def payback_bytes(policy: Policy, program: ResidualProgram) -> int:
         return 0
     changing = nodes_tagged(program.tags, SAMPLE, dsl.TIMESTEP)
     outputs: Any = program.captured.graph.output_node().args[0]
-    size = sum(node_bytes(node) for node in (*changing, *outputs))
+    size = sum(size_bytes(node) for node in (*changing, *outputs))
     return size * max(longest_gap(r.when) for r in policy.rules if isinstance(r.when, dsl.Steps))
 
 
@@ -205,6 +198,7 @@ def chain_problem(
         drift=None if drift is None else drift.table,
         drift_source=DriftSource.ASSUMED if drift is None else drift.source,
         drift_steps=1 if drift is None else drift.steps,
+        seconds_source=program.captured.seconds_source,
     )  # fmt: skip
 
 

@@ -232,7 +232,7 @@ def signature_key(tensors: list[torch.Tensor], structure: Structure, model: int)
         (tuple(t.shape), t.dtype, str(t.device), first.setdefault(id(t), i))
         for i, t in enumerate(tensors)
     )
-    kinds = sorted({t.device.type for t in tensors} | {"cpu"})
+    kinds = sorted({t.device.type for t in tensors if not t.is_meta} | {"cpu"})
     autocast = tuple(
         (kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)
     )

@@ -58,16 +58,23 @@ def keeps(plan: Plan | None, layout: Layout, matches: tuple[RuleMatch, ...]) -> 
     )  # fmt: skip
 
 
-def make_plan(
+def make_problem(
     model: nn.Module, request: Request, program: ResidualProgram, matches: tuple[RuleMatch, ...],
     layout: Layout, hoisted: dict[Node, int], guidance_branches: int, mask_bytes: int,
-) -> Plan:  # fmt: skip
-    """The best plan within what was asked, or the plan that was given, if it belongs here."""
-    where = f"{request.policy.name} on {type(model).__name__}"
-    problem = chain_problem(
+) -> ChainProblem:  # fmt: skip
+    """The planner's problem, with measured drift where a calibration was given."""
+    return chain_problem(
         model, program, matches, layout, hoisted, leader=request.policy.leader,
         guidance_branches=guidance_branches, masks=mask_bytes, drift=_drift(model, request, layout),
     )  # fmt: skip
+
+
+def make_plan(
+    model: nn.Module, request: Request, program: ResidualProgram, matches: tuple[RuleMatch, ...],
+    problem: ChainProblem,
+) -> Plan:  # fmt: skip
+    """The best plan within what was asked, or the plan that was given, if it belongs here."""
+    where = f"{request.policy.name} on {type(model).__name__}"
     made_for = fingerprint(model, request.policy, program)
     if request.plan is not None:
         return _given(request.plan, request, problem, made_for)

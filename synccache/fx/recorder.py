@@ -110,8 +110,9 @@ class Recorder(TorchFunctionMode):
     def call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         path = self.paths.get(id(module))
         if path is None:
-            # a module made during the forward, or kept outside the model: its calls are seen
-            return plain_module_call(module, *args, **kwargs)
+            return plain_module_call(
+                module, *args, **kwargs
+            )  # made meanwhile: what it calls is seen
         if path in self.closed or is_leaf(module):
             return self._call_leaf(module, path, args, kwargs)
         with _Unseen():
@@ -166,6 +167,7 @@ class Recorder(TorchFunctionMode):
         if name in ops.READERS or name in _COMPARISONS:
             return self._read_value(func, name, args, kwargs)
         if name in _LEAVES_TORCH and any(self._depends_on(t) for t in tensors_of((args, kwargs))):
+            func(*args, **kwargs)  # refused there, where the recording has shapes only
             raise Unplaceable(self.frame.path, user_line())
         if name == "__deepcopy__":
             return self._run(lambda: func(*args, **kwargs), *self._operands(((args[0],), {})),

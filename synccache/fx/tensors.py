@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,6 +89,11 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # composite operations arrive whole there
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         about = self._about.get(func)
         if about is None:
@@ -95,13 +101,24 @@ class Watch(TorchDispatchMode):
         count, writing = about
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
-        for position, name in writing:
-            target = args[position] if position < len(args) else kwargs.get(name)
-            for tensor in target if isinstance(target, (list, tuple)) else (target,):
-                key = storage_key(tensor) if isinstance(tensor, torch.Tensor) else None
-                if key is not None:
-                    self.written.add(key)
+        for tensor in _at(writing, args, kwargs):
+            key = storage_key(tensor)
+            if key is not None:
+                self.written.add(key)
         return out
+
+
+def tensors_written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The operands that an ATen operation writes to, by its schema."""
+    return _at(_written_arguments(func), args, kwargs)
+
+
+def _at(places: tuple[tuple[int, str], ...], args: Any, kwargs: Any) -> list[torch.Tensor]:
+    found: list[Any] = []
+    for position, name in places:
+        target = args[position] if position < len(args) else kwargs.get(name)
+        found += target if isinstance(target, (list, tuple)) else [target]
+    return [t for t in found if isinstance(t, torch.Tensor)]
 
 
 def watch() -> Watch:
@@ -131,6 +148,7 @@ def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(*(_four_dims(t.shape) for t in (q, k, v)))
 
 
+@cache
 def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
     schema = func._schema
     return tuple(

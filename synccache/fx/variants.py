@@ -52,6 +52,10 @@ class Variants:
         while len(self.by_key) > MAX_SIGNATURES:
             self.by_key.popitem(last=False)
 
+    def forget(self, key: Hashable) -> None:
+        """Drops the recordings of a signature."""
+        del self.by_key[key]
+
     def check_room(self, key: Hashable, change: ValueChanged) -> None:
         """Raises CaptureError where a number changes so often that recording again cannot help."""
         if len(self.by_key.get(key, [])) >= MAX_VALUES:

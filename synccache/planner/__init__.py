@@ -13,6 +13,7 @@ from synccache.planner.dynamic_program import (
 )
 from synccache.planner.plan import Alternative, Memory, Plan, PlannedRegion
 from synccache.planner.problem import (
+    MEASURED,
     ChainProblem,
     DriftSource,
     Gap,
@@ -23,6 +24,7 @@ from synccache.planner.problem import (
 from synccache.planner.quantities import format_bytes, parse_bytes
 
 __all__ = [
+    "MEASURED",
     "Alternative",
     "ChainProblem",
     "DriftSource",

@@ -64,6 +64,7 @@ def plan_chain(
         budget_bytes=mem_budget,
         cache_ratio=cache_ratio,
         drift_source=problem.drift_source,
+        seconds_source=problem.seconds_source,
         frontier=_frontier(problem),
         storages=tuple(storages),
         solved=solved,

@@ -16,7 +16,7 @@ from synccache.planner.fingerprint import Fingerprint
 from synccache.planner.plan_check import mismatches, use_figures
 from synccache.planner.plan_json import array, choice, json_value, record
 from synccache.planner.plan_text import difference, plan_text
-from synccache.planner.problem import ChainProblem, DriftSource
+from synccache.planner.problem import MEASURED, ChainProblem, DriftSource
 from synccache.planner.quantities import (
     checked_amount,
     checked_count,
@@ -159,11 +159,13 @@ class Plan:
     solved: Solved
     """How good the choice is proven to be, and what finding it took."""
     fingerprint: Fingerprint | None
+    seconds_source: str = MEASURED
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         checked_text(self.policy, "policy")
         checked_text(self.model, "model")
+        checked_text(self.seconds_source, "seconds_source")
         _check_regions(self.regions)
         _check_names(self.kept_lives, "kept_lives")
         checked_count(self.live_total, "live_total")

@@ -65,6 +65,7 @@ def _figures(plan: Plan, problem: ChainProblem) -> Iterator[_Figure]:
     yield from _region_figures(plan, problem)
     yield from _memory_figures(plan, problem)
     yield "drift_source", plan.drift_source.value, problem.drift_source.value
+    yield "seconds_source", plan.seconds_source, problem.seconds_source
     yield "live_total", plan.live_total, problem.live_total
     kept = tuple(problem.lives[node - 1].name for node in plan.cuts[1:-1])
     yield "kept_lives", plan.kept_lives, kept

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from synccache.planner.problem import DriftSource
+from synccache.planner.problem import MEASURED, DriftSource
 from synccache.planner.quantities import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def _regions(plan: Plan) -> str:
         "held/branch: for each guidance branch. saves: on one skipped forward of one branch.",
         f"drift: {_SOURCES[plan.drift_source]}.",
         *_choice_notes(plan),
+        *_estimated(plan),
     ]
     return "\n".join([*_aligned(header, rows, left=(1, 3, 4)), *notes])
 
@@ -92,6 +93,13 @@ def _choice_notes(plan: Plan) -> list[str]:
         f"storage loses {_seconds(lost)} of a skipped forward.",
         f"{plan.solved.proof.value}, gap {plan.solved.gap:.2%}, after {plan.solved.seconds:.2f} s.",
     ]
+
+
+def _estimated(plan: Plan) -> list[str]:
+    """A line for seconds that were not measured."""
+    if plan.seconds_source == MEASURED:
+        return []
+    return _wrapped(f"seconds: {plan.seconds_source}.", _WIDTH)
 
 
 def _region_lines(region: PlannedRegion) -> _Rows:

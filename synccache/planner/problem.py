@@ -30,6 +30,10 @@ Number = TypeVar("Number", int, float)
 Table: TypeAlias = tuple[tuple[Number, ...], ...]
 
 
+MEASURED = "measured on the recorded forward"
+"""Where seconds come from, unless they are estimated; then the text names the device and its rates."""
+
+
 class DriftSource(StrEnum):
     """Where the drift numbers come from; printed in every plan."""
 
@@ -145,9 +149,11 @@ class ChainProblem:
     """`merged_bytes` in other forms than as computed; only forms named here can be chosen."""
     lower_orders: tuple[LowerOrder, ...] = ()
     """Predictors of less history that a plan may use where the policy's own does not fit."""
+    seconds_source: str = MEASURED
 
     def __post_init__(self) -> None:
         _check_groups(self)
+        checked_text(self.seconds_source, "seconds_source")
         checked_count(self.live_total, "live_total", least=sum(live.count for live in self.lives))
         checked_count(self.weights_bytes, "weights_bytes")
         checked_count(self.activation_bytes, "activation_bytes")
