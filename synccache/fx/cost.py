@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -153,17 +154,19 @@ def chain_problem(
     tensors = max(histories) if len(histories) == 1 else 1  # else counted in the bytes below
 
     def held_in(form: Form) -> Callable[[int, int], int]:
+        sizes = {
+            run: tensor_bytes(run.end.meta["shape"], run.end.meta["dtype"], form)
+            for r in regions for run in r.runs
+        }  # fmt: skip
+        upto = [0, *accumulate(sum(sizes[run] for run in r.runs) for r in regions)]
+
         def size(first: int, end: int) -> int:
-            joined = all(lives[i] for i in range(first, end - 1))
-            runs = [run for r in regions[first:end] for run in r.runs]
-            streams = (
-                {run.branches[0].stream: run for run in runs} if joined else dict(enumerate(runs))
-            )
             times = 1 if tensors > 1 else matches[regions[first].rule].keep
-            return times * sum(
-                tensor_bytes(run.end.meta["shape"], run.end.meta["dtype"], form)
-                for run in streams.values()
-            )
+            joined = end - first > 1 and all(lives[i] for i in range(first, end - 1))
+            if not joined:
+                return times * (upto[end] - upto[first])
+            streams = {run.branches[0].stream: run for r in regions[first:end] for run in r.runs}
+            return times * sum(sizes[run] for run in streams.values())
 
         return size
 
