@@ -16,6 +16,8 @@ import synccache
 from synccache import policies
 from synccache.errors import MatchError
 from synccache.policies.dsl import (
+    Fixed,
+    Foca,
     Hold,
     Linear,
     Modules,
@@ -144,6 +146,33 @@ def test_a_skipped_module_is_gated_afresh(reuse: Predictor) -> None:
 
     assert difference(expected, run(compiled, case, len(letters))) <= ROUNDING
     assert compiled.stats().decisions == {0: letters}
+
+
+def test_forecasts_are_held_where_the_predictor_looks_at_them() -> None:
+    case = build(Spec(audio=Audio.NONE, gated=False))
+    letters = "CCSSSCSS"
+    for reuse in (Foca(), Fixed((-0.5, 1.5))):
+        full = run(case.model, case, len(letters))
+        compiled = synccache.compile(case.model, masked(letters, values(network), reuse))
+        found = run(compiled, case, len(letters))
+
+        past: list[tuple[int, Tensor, bool]] = []
+        for k, (letter, (true,)) in enumerate(zip(letters, full)):
+            steps = tuple(s for s, _, _ in past)
+            if letter == "C":
+                value = true
+            elif isinstance(reuse, Foca):
+                guessed = frozenset(s for s, _, forecast in past if forecast)
+                weights = reuse.weights(steps, k, guessed)
+                value = sum(w * v for w, (_, v, _) in zip(weights, past))
+            else:
+                value = past[-1][1] if len(past) < 2 else 1.5 * past[-1][1] - 0.5 * past[-2][1]
+            past.append((k, value, letter == "S"))
+            assert difference([(value,)], [found[k]]) <= ROUNDING
+            computed = [p for p in past if not p[2]][-2:] if isinstance(reuse, Foca) else []
+            past = [
+                p for i, p in enumerate(past) if i >= len(past) - 2 or any(p is c for c in computed)
+            ]
 
 
 def test_a_value_is_put_in_place_whatever_comes_in() -> None:

@@ -39,23 +39,39 @@ class Held:
 
     storage: Storage = AS_COMPUTED
     steps: list[int] = field(default_factory=list)
+    forecasts: frozenset[int] = frozenset()  # those of ``steps`` that were predicted, not computed
     _stored: list[_Stored] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._stored)
 
-    def make_room(self, keep: int) -> None:
-        """Drops the oldest, so that one more makes at most ``keep``: frees before the next is made."""
-        surplus = max(0, len(self._stored) - (keep - 1))
-        del self._stored[:surplus], self.steps[:surplus]
+    def make_room(self, keep: int, *, recent: int = 0, forecast: bool = False) -> None:
+        """Drops what goes when one more comes, so that at most ``keep`` remain with it.
 
-    def push(self, step: int, tensor: Tensor, keep: int) -> None:
-        """Stores a tensor that nobody else writes to; of all, the newest ``keep`` remain."""
-        self.make_room(keep)
+        These are the newest ``recent`` tensors, forecasts among them, and the newest computed ones.
+        """
+        computed = [s not in self.forecasts for s in self.steps] + [not forecast]
+        places = range(len(computed))
+        newest = set(places[-recent:] if recent else ())
+        kept = newest.union(
+            [i for i in places if computed[i]][recent - keep :] if keep > recent else ()
+        )
+        gone = [i for i in places[:-1] if i not in kept]
+        for i in reversed(gone):
+            self.forecasts -= {self.steps[i]}
+            del self._stored[i], self.steps[i]
+
+    def push(
+        self, step: int, tensor: Tensor, keep: int, *, recent: int = 0, forecast: bool = False
+    ) -> None:
+        """Stores a tensor that nobody else writes to, and drops others as ``make_room`` says."""
+        self.make_room(keep, recent=recent, forecast=forecast)
         self.steps.append(step)
         stored = _Stored(tensor.shape, tensor.dtype, tensor.device)
         stored.on_device = _formed(tensor.detach(), self.storage.form)
         self._stored.append(stored)
+        if forecast:
+            self.forecasts |= {step}
         if self.storage.place is Place.HOST:
             self.park()
 

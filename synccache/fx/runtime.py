@@ -252,14 +252,12 @@ class SkipRegion(nn.Module):
         if call.meter is not None:
             return out  # nothing will be skipped
         ends = (out,) if len(self.holds) == 1 else out
-        keep, step = self.tensors, call.trajectory.step
+        keep, recent, step = self.tensors, self.predictor.recent, call.trajectory.step
         for i, (hold, start, end) in enumerate(zip(self.holds, starts, ends)):
             held = call.state.held.setdefault((self.index, i), Held(self.storage))
-            held.make_room(keep)  # free before the new one is made
-            if start is not None:
-                held.push(step, end - start, keep)
-            else:
-                held.push(step, end.clone() if hold.copy_end else end, keep)
+            held.make_room(keep, recent=recent)  # free before the new one is made
+            made = end - start if start is not None else end.clone() if hold.copy_end else end
+            held.push(step, made, keep, recent=recent)
         return out
 
     def _skip(self, call: Call, inputs: tuple[Any, ...]) -> Any:
@@ -284,9 +282,11 @@ class SkipRegion(nn.Module):
             weights = call.again.payback.weights(tuple(held.steps), call.again.step)
             return weighted_sum(held.tensors(), weights)
         ratio = call.ratios.get(self.index)
-        found = predict(self.predictor, held.steps, held.tensors(), step, ratio=ratio)
+        found = predict(
+            self.predictor, held.steps, held.tensors(), step, forecasts=held.forecasts, ratio=ratio
+        )
         if self.predictor.recent:
-            held.push(step, found, self.predictor.history)
+            held.push(step, found, self.tensors, recent=self.predictor.recent, forecast=True)
         return found
 
     def _prefetch_next(self, state: BranchState) -> None:
