@@ -316,6 +316,24 @@ def _position(node: Node) -> int:
     return int(node.meta["position"])
 
 
+def written_between(graph: Graph, node: Node, first: int, last: int) -> bool:
+    """Whether memory that ``node`` lives in is written to after ``first`` and up to ``last``."""
+    return any(
+        "after_reads" in n.meta and n.meta.get("storage") == node.meta.get("storage")
+        and first < _position(n) <= last
+        for n in graph.nodes
+    )  # fmt: skip
+
+
+def copy_item(node: Node, key: Key) -> Item:
+    """A copy of a value right behind it, found under ``key``."""
+
+    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
+        return {key: graph.call_method("clone", (value(node),))}
+
+    return Item(_position(node) + 0.125, frozenset([node]), frozenset([key]), frozenset(), write)
+
+
 def in_order(items: Iterable[Item]) -> list[Item]:
     """Topological order; recorded order where there is a choice; readers before later writers."""
     items = sorted(items, key=lambda i: i.position)
@@ -346,4 +364,7 @@ def in_order(items: Iterable[Item]) -> list[Item]:
     return order
 
 
-__all__ = ["Emitter", "Item", "Leaf", "assemble", "call_graph", "is_free", "write_items"]
+__all__ = [
+    "Emitter", "Item", "Leaf", "assemble", "call_graph", "copy_item", "is_free", "write_items",
+    "written_between",
+]  # fmt: skip

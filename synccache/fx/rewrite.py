@@ -26,9 +26,11 @@ from synccache.fx.emit import (
     Key,
     assemble,
     call_graph,
+    copy_item,
     is_free,
     nodes_in,
     write_items,
+    written_between,
 )
 from synccache.fx.gate import Gate, Settle
 from synccache.fx.match import RuleMatch
@@ -36,6 +38,7 @@ from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region, Run, RunForm
 from synccache.fx.runtime import AudioWrites, Holding, Invariant, SkipRegion
+from synccache.fx.shadow import shadow_items
 from synccache.fx.taps import main_stream, prediction_node
 from synccache.policies import dsl
 
@@ -101,6 +104,8 @@ def rewrite(
         items.append(item)
     for i, matched in enumerate(matches):
         items += _gate_items(i, matched, layout, captured.graph, program)
+        if program is not None:
+            items += shadow_items(emitter, i, matched, program, {d for x in items for d in x.defs})
     if find_mask and program is not None:
         items += _write_taps(program, layout, {d for item in items for d in item.defs})
     if measure:
@@ -337,8 +342,8 @@ def _gate_items(
         (r.index, i) for r in layout.regions if r.rule == index for i in range(len(r.runs))
     )
     last = max((_position(n) for n in probes), default=-1)
-    early = [n for n in dict.fromkeys(probes) if _written_between(graph, n, _position(n), last)]
-    late = any(_written_between(graph, n, last, len(graph.nodes)) for n in probes)
+    early = [n for n in dict.fromkeys(probes) if written_between(graph, n, _position(n), last)]
+    late = any(written_between(graph, n, last, len(graph.nodes)) for n in probes)
     module = Gate(index, matched, runs, late)
     keys: list[Key] = [(f"copy for gate {index}", n) if n in early else n for n in probes]
 
@@ -350,7 +355,7 @@ def _gate_items(
 
     gate = Item(last + 0.5, frozenset(keys), frozenset({f"gate {index}"}), frozenset(), write)
     behind = [] if program is None or not module.settles else [_settle_item(module, program)]
-    return [*(_copy_item(n, (f"copy for gate {index}", n)) for n in early), gate, *behind]
+    return [*(copy_item(n, (f"copy for gate {index}", n)) for n in early), gate, *behind]
 
 
 def _settle_item(gate: Gate, program: ResidualProgram) -> Item:
@@ -366,22 +371,6 @@ def _settle_item(gate: Gate, program: ResidualProgram) -> Item:
 
     position = len(program.captured.graph.nodes) + gate.rule
     return Item(float(position), frozenset([skip, output]), frozenset(), frozenset(), write)
-
-
-def _written_between(graph: Graph, node: Node, first: int, last: int) -> bool:
-    """Whether memory that ``node`` lives in is written to after ``first`` and up to ``last``."""
-    return any(
-        "after_reads" in n.meta and n.meta.get("storage") == node.meta.get("storage")
-        and first < _position(n) <= last
-        for n in graph.nodes
-    )  # fmt: skip
-
-
-def _copy_item(node: Node, key: Key) -> Item:
-    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
-        return {key: graph.call_method("clone", (value(node),))}
-
-    return Item(_position(node) + 0.125, frozenset([node]), frozenset([key]), frozenset(), write)
 
 
 def _position(node: Node) -> int:

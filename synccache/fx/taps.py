@@ -128,7 +128,7 @@ def _find(probe: dsl.Probe, program: ResidualProgram, select: Select, where: str
     if isinstance(probe, dsl.TimeEmbedding):
         return Taps(_time_embedding(probe, program, where))
     assert isinstance(probe, dsl.SELECTING)
-    mine = _on_main_stream(
+    mine = on_main_stream(
         [b for b in program.branches if b.index in select(probe.of, program)], program
     )
     if not mine:
@@ -142,7 +142,8 @@ def _find(probe: dsl.Probe, program: ResidualProgram, select: Select, where: str
     return Taps(ungated(mine[0], program))
 
 
-def _on_main_stream(chosen: Sequence[Branch], program: ResidualProgram) -> list[Branch]:
+def on_main_stream(chosen: Sequence[Branch], program: ResidualProgram) -> list[Branch]:
+    """Those of the branches that a probe reads: of the stream with the most FLOPs, where it is."""
     if not chosen:
         return []
     stream = main_stream(program)

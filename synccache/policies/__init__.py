@@ -19,18 +19,32 @@ from synccache.policies.dbcache import dbcache
 from synccache.policies.dsl import Policy
 from synccache.policies.exact import exact
 from synccache.policies.first_block_cache import first_block_cache
+from synccache.policies.fora import fora
+from synccache.policies.hicache import hicache
+from synccache.policies.pab import pab
 from synccache.policies.planned import planned
 from synccache.policies.serialise import from_json as from_json
 from synccache.policies.serialise import to_json as to_json
+from synccache.policies.speca import speca
 from synccache.policies.step_mask import step_mask
+from synccache.policies.taylorseer import taylorseer
 
-__all__ = ["asymmetric", "dbcache", "exact", "first_block_cache", "planned", "step_mask"]
+__all__ = [
+    "asymmetric",
+    "dbcache",
+    "exact",
+    "first_block_cache",
+    "fora",
+    "hicache",
+    "pab",
+    "planned",
+    "speca",
+    "step_mask",
+    "taylorseer",
+]
 
 LIBRARY: Mapping[str, Callable[..., Policy]] = MappingProxyType(
-    {
-        method.__name__: method
-        for method in (asymmetric, dbcache, exact, first_block_cache, planned, step_mask)
-    }
+    {name: globals()[name] for name in __all__}
 )
 
 
