@@ -102,7 +102,7 @@ def test_a_step_mask_measures_nothing() -> None:
     [
         ("asymetric", "Did you mean 'asymmetric'"),
         ("First-Block-Cache", "Did you mean 'first_block_cache'"),
-        ("qqqq", "Known are asymmetric, dbcache, exact"),
+        ("qqqq", "Known are asymmetric, "),
         ("", "no policy is called ''"),
         (None, "asked for by its name"),
         ("step_mask", r"no default for 'letters'. Call it: synccache.policies.step_mask\(...\)"),

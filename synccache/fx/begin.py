@@ -8,14 +8,18 @@ from synccache.errors import PlanError, StateError
 from synccache.fx.runtime import Trajectory
 from synccache.planner.residual_gram import checked_sigmas
 from synccache.planner.samplers import Sampler
+from synccache.policies.dsl import Policy
+from synccache.policies.prospects import check_prospects
 
 
-def begun(steps: int | None, sigmas: Sequence[float] | None, sampler: Sampler) -> Trajectory:
+def begun(
+    policy: Policy, steps: int | None, sigmas: Sequence[float] | None, sampler: Sampler
+) -> Trajectory:
     """A trajectory before its first step.
 
     Raises:
         StateError: for what is no number of steps, no falling row of levels of that length, or no
-            sampler whose recursion is known.
+            sampler whose recursion is known; or for so few steps that the policy could skip nothing.
     """
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise StateError(f"begin(steps=...) takes a positive integer, got {steps!r}.")
@@ -25,9 +29,12 @@ def begun(steps: int | None, sigmas: Sequence[float] | None, sampler: Sampler) -
             hint=f"Known are {', '.join(map(str, Sampler))}; plan with payback 0 for others.",
         )
     if sigmas is None:
+        if steps is not None:
+            check_prospects(policy, steps)
         return Trajectory(steps=steps, sampler=sampler)
     try:
         levels = checked_sigmas(sigmas, len(sigmas) - 1 if steps is None else steps)
     except PlanError as problem:
         raise StateError(problem.message, where="begin", hint=problem.hint) from problem
+    check_prospects(policy, len(levels) - 1)
     return Trajectory(steps=len(levels) - 1, sigmas=levels, sampler=sampler)

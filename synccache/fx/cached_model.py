@@ -318,7 +318,7 @@ class CachedModel(nn.Module):
         self, *, steps: int | None = None, sigmas: Sequence[float] | None = None,
         sampler: Sampler = Sampler.EULER,
     ) -> None:  # fmt: skip
-        """Begins a new trajectory now.
+        """Begins a new trajectory now; later ones keep the number of steps.
 
         Args:
             steps: how many steps it will have.
@@ -327,17 +327,17 @@ class CachedModel(nn.Module):
             sampler: what turns outputs into the next latents; policies that pay errors back need it.
 
         Raises:
-            StateError: for what is no number of steps, or no falling row of levels of that length.
+            StateError: for what is no number of steps, no falling row of levels of that length, or
+                so few steps that the policy could skip nothing.
         """
-        self._trajectories[self._key.get()] = begun(steps, sigmas, sampler)
+        self._trajectories[self._key.get()] = begun(self._request.policy, steps, sigmas, sampler)
 
     def give(self, **values: Any) -> None:
         """What the policy's ``given(name)`` reads on the step that begins with the next call.
 
         A number or a tensor by name; for one step: the step after it needs another ``give``.
         """
-        trajectory = self._trajectories.setdefault(self._key.get(), Trajectory())
-        trajectory.next_given.update(values)
+        self._trajectories.setdefault(self._key.get(), Trajectory()).next_given.update(values)
 
     def _forget_trajectory(self) -> None:
         name = self._key.get()
@@ -401,7 +401,8 @@ class CachedModel(nn.Module):
 
     def explain(self) -> str:
         """What matched, what will be skipped and why, and what it costs."""
-        return report.explanation(self.variant, self._request)
+        now = self._trajectories[self._key.get()]
+        return report.explanation(self.variant, self._request, now)
 
     def stats(self) -> report.Stats:
         """Figures of the present trajectory, or of the last if a new one has not begun."""

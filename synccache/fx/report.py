@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from synccache.fx.gate import Gate
 from synccache.fx.program import Branch, ResidualProgram
+from synccache.fx.reasons import mask_line, why_nothing
 from synccache.fx.runtime import AudioWrites, Invariant, SkipRegion, Trajectory, bytes_held
 from synccache.fx.variant import Variant
 from synccache.planner import format_bytes
@@ -79,25 +80,12 @@ def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
         capture_seconds=float(compiled._capture_seconds),
         plan_seconds=variant.plan_seconds,
         rewrite_seconds=variant.rewrite_seconds,
-        note=_note(variant, trajectory, decisions),
+        note=why_nothing(variant.matches, trajectory, decisions),
     )
 
 
 def _left(saved: float, total: float) -> float:
     return 1.0 - saved / total if total else 1.0
-
-
-def _note(variant: Variant, trajectory: Trajectory, decisions: Mapping[Hashable, str]) -> str:
-    if not variant.matches or any("S" in d for d in decisions.values()):
-        return ""
-    steps = max((len(d) for d in decisions.values()), default=0)
-    if steps <= 1:
-        return f"nothing was skipped: the trajectory has {steps} step; caching needs a second."
-    gates = [g for s in trajectory.branches.values() for g in s.gates.values()]
-    sums = [f"{v:.3g}" for g in gates for v in g.memory.sums.values()]
-    rules = "; ".join(repr(m.rule.when) for m in variant.matches)
-    last = f" (last sums: {', '.join(sums)})" if sums else ""
-    return f"nothing was skipped in {steps} steps: the condition {rules} never held{last}."
 
 
 # ------------------------------------------------------------------------------- code
@@ -194,7 +182,7 @@ def _probe_names(variant: Variant) -> set[str]:
 # --------------------------------------------------------------------------- explain
 
 
-def explanation(variant: Variant, request: Any) -> str:
+def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
     """Conditions, streams and branches (repeating blocks folded), rules, plan."""
     captured = variant.captured
     lines = [f"policy      {request.policy.name}: {len(request.policy.rules)} rule(s)"]
@@ -211,6 +199,8 @@ def explanation(variant: Variant, request: Any) -> str:
         lines.append(f"rule {i + 1}      skip while {describe(found.rule.when)}")
         lines.append(f"            {len(found.skip)} branches in "
                      f"{sum(r.rule == i for r in variant.layout.regions)} regions, {found.rule.reuse!r}")  # fmt: skip
+        fixed = mask_line(found.rule, trajectory.steps)
+        lines += [f"            {fixed}"] if fixed else []
     for name in sorted(_mask_names(variant)):
         watched = any(isinstance(m, AudioWrites) for m in variant.emitted.module.children())
         found_by = (
@@ -224,6 +214,10 @@ def explanation(variant: Variant, request: Any) -> str:
         lines.append(f"mask        {name}: {found_by}")
     if not variant.matches:
         lines.append("skipped     nothing: the policy has no rules; only exact savings apply")
+    decisions = {k: "".join(state.decisions) for k, state in trajectory.branches.items()}
+    nothing = why_nothing(variant.matches, trajectory, decisions)
+    if trajectory.step > 0 and nothing:
+        lines.append(f"last run    {nothing}")
     if variant.plan is not None:
         lines += ["", str(variant.plan)]
     return "\n".join(lines)

@@ -15,32 +15,56 @@ from types import MappingProxyType
 
 from synccache.errors import PolicyError
 from synccache.policies.asymmetric import asymmetric
+from synccache.policies.avatar_schedule import avatar_schedule
+from synccache.policies.blockdance import blockdance
+from synccache.policies.combine import only as only
+from synccache.policies.combine import switch as switch
+from synccache.policies.confidence_taylor import confidence_taylor
 from synccache.policies.dbcache import dbcache
+from synccache.policies.delta_dit import delta_dit
 from synccache.policies.dsl import Policy
+from synccache.policies.easycache import easycache
 from synccache.policies.exact import exact
 from synccache.policies.first_block_cache import first_block_cache
 from synccache.policies.fora import fora
+from synccache.policies.freqca import freqca
 from synccache.policies.hicache import hicache
+from synccache.policies.magcache import magcache
+from synccache.policies.omnicache import omnicache
 from synccache.policies.pab import pab
 from synccache.policies.planned import planned
+from synccache.policies.seacache import seacache
 from synccache.policies.serialise import from_json as from_json
 from synccache.policies.serialise import to_json as to_json
 from synccache.policies.speca import speca
 from synccache.policies.step_mask import step_mask
 from synccache.policies.taylorseer import taylorseer
+from synccache.policies.taylorseer_lite import taylorseer_lite
+from synccache.policies.teacache import teacache
 
 __all__ = [
     "asymmetric",
+    "avatar_schedule",
+    "blockdance",
+    "confidence_taylor",
     "dbcache",
+    "delta_dit",
+    "easycache",
     "exact",
     "first_block_cache",
     "fora",
+    "freqca",
     "hicache",
+    "magcache",
+    "omnicache",
     "pab",
     "planned",
+    "seacache",
     "speca",
     "step_mask",
     "taylorseer",
+    "taylorseer_lite",
+    "teacache",
 ]
 
 LIBRARY: Mapping[str, Callable[..., Policy]] = MappingProxyType(

@@ -20,6 +20,8 @@ __all__ = ["Entry", "catalogue", "entry", "holds", "needs", "source_of"]
 
 # Arguments for the methods that cannot be made without any, to say what such a policy holds.
 EXAMPLES: Mapping[str, tuple[object, ...]] = MappingProxyType({
+    "delta_dit": (2,),
+    "omnicache": ((9.0, 0.1, 0.2, 9.0), 1),
     "planned": (
         Constants(
             letters="CSC", timesteps=(1000.0, 600.0, 200.0), coefficients=((1, (0,), (1.0,)),),
@@ -28,6 +30,8 @@ EXAMPLES: Mapping[str, tuple[object, ...]] = MappingProxyType({
     ),
     "step_mask": ("CSSCS",),
 })  # fmt: skip
+
+LONG = 8  # a table with more numbers is listed by its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ def _parameters(made: Callable[..., Policy]) -> list[inspect.Parameter]:
 def _written(parameter: inspect.Parameter) -> str:
     if parameter.default is parameter.empty:
         return f"{parameter.name}=..."
+    if isinstance(parameter.default, tuple) and len(parameter.default) > LONG:
+        return f"{parameter.name}=({len(parameter.default)} numbers)"
     return f"{parameter.name}={parameter.default!r}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from synccache.policies.conditions import Compare, Condition, Signal
+from synccache.policies.conditions import And, Compare, Condition, Not, Or, Signal
 from synccache.policies.counters import Table
 from synccache.policies.signals import MEASURED, parts
 
@@ -16,15 +16,17 @@ T = TypeVar("T")
 def thresholds(condition: Condition) -> tuple[Compare, ...]:
     """The comparisons of something measured (or tabulated) with a number or signal, each once.
 
-    A limit of infinity is none: it is how a library file leaves a limit out.
+    A limit of infinity is none: it is how a library file leaves a limit out. Conditions inside
+    signals (``choose``, ``counting=``) are not looked into.
     """
-    found = []
-    for part in parts(condition):
-        if not isinstance(part, Compare) or part.limit == float("inf"):
-            continue
-        if any(isinstance(p, (*MEASURED, Table)) for p in parts(part.left)):
-            found.append(part)
-    return tuple(dict.fromkeys(found))
+    if isinstance(condition, (And, Or)):
+        return tuple(dict.fromkeys(thresholds(condition.left) + thresholds(condition.right)))
+    if isinstance(condition, Not):
+        return thresholds(condition.of)
+    if not isinstance(condition, Compare) or condition.limit == float("inf"):
+        return ()
+    measured = any(isinstance(p, (*MEASURED, Table)) for p in parts(condition.left))
+    return (condition,) if measured else ()
 
 
 def with_threshold(condition: Condition, old: Compare, limit: float | Signal) -> Condition:
