@@ -127,8 +127,10 @@ class _Call:
     def output(self) -> Any:
         for i, rule in enumerate(self.run.policy.rules):
             if _whole(rule.skip) and self.decide(i):
-                held = self._predicted(i, "network")
-                return held if isinstance(rule.skip, dsl.Values) else self.hand.latent + held
+                if not isinstance(rule.skip, dsl.Values):
+                    return self.hand.latent + self._predicted(i, "network 0")
+                found = [self._predicted(i, place) for place in self.history(i)]
+                return tuple(found) if len(found) > 1 else found[0]
         return self.hand.finish(*(self.value(*place) for place in self.hand.outputs))
 
     def value(self, stream: str, version: int) -> Tensor:
@@ -252,7 +254,7 @@ class _Call:
             memory.streak = memory.streak + 1 if was_skipped else 0
             memory.total += was_skipped
             if not was_skipped:
-                self._keep(rule, video)
+                self._keep(rule, output if isinstance(output, tuple) else (output,))
 
     def _settle(self, rule: int, skipped: bool, video: Tensor) -> None:
         when, moment = self.run.policy.rules[rule].when, self.moments[rule]
@@ -288,14 +290,16 @@ class _Call:
             return float((change / (size + signal.eps)).mean())
         return float(change.mean() / (size.mean() + signal.eps))
 
-    def _keep(self, rule: int, video: Tensor) -> None:
+    def _keep(self, rule: int, outputs: tuple[Tensor, ...]) -> None:
         skip, history = self.run.policy.rules[rule].skip, self.history(rule)
         if isinstance(self.run.policy.rules[rule].reuse, dsl.TwoAnchor):
             anchor = self.probe(_anchor_probe(self.run.policy.rules[rule]))
             self.run.anchors.setdefault((rule, self.run.branch), []).append(anchor)
         found: dict[Place, Tensor] = {}
         if _whole(skip):
-            found["network"] = video if isinstance(skip, dsl.Values) else video - self.hand.latent
+            value = isinstance(skip, dsl.Values)
+            for i, output in enumerate(outputs):
+                found[f"network {i}"] = output if value else output - self.hand.latent
         elif isinstance(skip, dsl.Modules):
             found.update({index: self.module(index) for index in self.skip[rule]})
         else:

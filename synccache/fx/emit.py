@@ -131,8 +131,10 @@ class Emitter:
     """Places recorded nodes into units (top, regions, invariants) and builds a graph per unit."""
 
     def __init__(self, model: nn.Module, captured: Captured, unit_of: dict[Node, Hashable],
-                 visible: Callable[[Node, Hashable], bool]) -> None:  # fmt: skip
+                 visible: Callable[[Node, Hashable], bool], probed: frozenset[Node]) -> None:  # fmt: skip
+        """``probed`` nodes are read by what is not recorded: they stay visible, wherever they are."""
         self.model, self.captured, self.unit_of, self.visible = model, captured, unit_of, visible
+        self.probed = probed
         self.contents: dict[Frame, list[Node | Frame]] = {f: [] for f in captured.frames}
         self.inside: dict[Frame, set[Node]] = {f: set() for f in captured.frames}
         entered: set[Frame] = set()
@@ -183,6 +185,8 @@ class Emitter:
         inside, given = self.inside[frame], set(nodes_in(frame.arguments))
         if any("guard" in n.meta for n in inside):
             return False  # called whole, it would read another number and nobody outside would know
+        if any(n in self.probed and n not in frame.result_nodes for n in inside):
+            return False
         for node in inside:
             if any(
                 u not in inside and u in self.unit_of and node not in frame.result_nodes
@@ -223,7 +227,7 @@ class Emitter:
         uses = frozenset(u for i in items for u in i.uses if u not in defs and not is_free(u))  # type: ignore[arg-type]
         outside = [
             n for n in sorted((d for d in defs if isinstance(d, Node)), key=_position)
-            if any(u not in inside for u in n.users) or n in frame.result_nodes
+            if any(u not in inside for u in n.users) or n in frame.result_nodes or n in self.probed
         ]  # fmt: skip
         inputs = sorted((u for u in uses if isinstance(u, Node)), key=_position)
         name = frame.path.replace(".", "_")

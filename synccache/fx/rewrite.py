@@ -89,7 +89,8 @@ def rewrite(
             or node in ends
         )
 
-    emitter = Emitter(model, captured, unit_of, visible)
+    probed = frozenset(n for m in matches for taps in m.taps.values() for n in taps.nodes)
+    emitter = Emitter(model, captured, unit_of, visible, probed)
     placed = emitter.place()
     items = list(placed.pop(TOP, []))
     uses = {unit: _uses(lines) for unit, lines in [(TOP, items), *placed.items()]}

@@ -201,7 +201,7 @@ def _time_embedding(probe: dsl.TimeEmbedding, program: ResidualProgram, where: s
     for node in made:
         web.add_edges_from((a, node) for a in node.all_input_nodes if a in inside)
         if not any(a in inside for a in node.all_input_nodes):
-            web.add_edge(None, node)
+            web.add_edge(_BEFORE, node)
     common = _common_dominator(web, uses)
     if not isinstance(common, Node) or common.op == "placeholder":
         raise MatchError(
@@ -211,12 +211,15 @@ def _time_embedding(probe: dsl.TimeEmbedding, program: ResidualProgram, where: s
     return common
 
 
-def _common_dominator(web: nx.DiGraph, uses: Iterable[Node]) -> Node | None:
-    above = nx.immediate_dominators(web, None)
+_BEFORE = "before"  # what stands before all that is made of the timestep
 
-    def line(node: Node) -> list[Node | None]:
-        found: list[Node | None] = [node]
-        while found[-1] is not None and above.get(found[-1]) is not found[-1]:
+
+def _common_dominator(web: nx.DiGraph, uses: Iterable[Node]) -> Node | str | None:
+    above = nx.immediate_dominators(web, _BEFORE)
+
+    def line(node: Node) -> list[Node | str]:
+        found: list[Node | str] = [node]
+        while found[-1] != _BEFORE:
             found.append(above[found[-1]])
         return found
 
