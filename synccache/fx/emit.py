@@ -131,7 +131,7 @@ class Emitter:
     """Places recorded nodes into units (top, regions, invariants) and builds a graph per unit."""
 
     def __init__(self, model: nn.Module, captured: Captured, unit_of: dict[Node, Hashable],
-                 visible: Callable[[Node, Hashable], bool], probed: frozenset[Node]) -> None:  # fmt: skip
+                 visible: Callable[[Node, Hashable], bool], probed: frozenset[Node] = frozenset()) -> None:  # fmt: skip
         """``probed`` nodes are read by what is not recorded: they stay visible, wherever they are."""
         self.model, self.captured, self.unit_of, self.visible = model, captured, unit_of, visible
         self.probed = probed
