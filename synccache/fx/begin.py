@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synccache.errors import PlanError, StateError
+from synccache.fx.progress import positive
 from synccache.fx.runtime import Trajectory
 from synccache.planner.residual_gram import checked_sigmas
 from synccache.planner.samplers import Sampler
@@ -13,7 +14,11 @@ from synccache.policies.prospects import check_prospects
 
 
 def begun(
-    policy: Policy, steps: int | None, sigmas: Sequence[float] | None, sampler: Sampler
+    policy: Policy,
+    steps: int | None,
+    branches: int | None,
+    sigmas: Sequence[float] | None,
+    sampler: Sampler,
 ) -> Trajectory:
     """A trajectory before its first step.
 
@@ -21,8 +26,8 @@ def begun(
         StateError: for what is no number of steps, no falling row of levels of that length, or no
             sampler whose recursion is known; or for so few steps that the policy could skip nothing.
     """
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise StateError(f"begin(steps=...) takes a positive integer, got {steps!r}.")
+    positive(steps, "begin(steps=...)")
+    positive(branches, "begin(branches=...)")
     if not isinstance(sampler, Sampler):
         raise StateError(
             f"begin(sampler=...) takes a Sampler, got {sampler!r}.",
@@ -31,10 +36,10 @@ def begun(
     if sigmas is None:
         if steps is not None:
             check_prospects(policy, steps)
-        return Trajectory(steps=steps, sampler=sampler)
+        return Trajectory(steps=steps, calls_a_step=branches, sampler=sampler)
     try:
         levels = checked_sigmas(sigmas, len(sigmas) - 1 if steps is None else steps)
     except PlanError as problem:
         raise StateError(problem.message, where="begin", hint=problem.hint) from problem
     check_prospects(policy, len(levels) - 1)
-    return Trajectory(steps=len(levels) - 1, sigmas=levels, sampler=sampler)
+    return Trajectory(steps=len(levels) - 1, calls_a_step=branches, sigmas=levels, sampler=sampler)

@@ -8,7 +8,6 @@ import copy
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from synccache.errors import StateError
 from synccache.fx import report
 from synccache.fx.begin import begun
 from synccache.fx.capture import Captured, capture
-from synccache.fx.conditions import nodes_tagged
 from synccache.fx.drift import DriftMeter
 from synccache.fx.fake import fake_capture, has_values, refuse_to_run
 from synccache.fx.frames import own_forward
@@ -28,20 +26,20 @@ from synccache.fx.inputs import bind, flatten, signature_key
 from synccache.fx.model_state import ModelState
 from synccache.fx.ops import ValueChanged
 from synccache.fx.payback import check_steps
-from synccache.fx.planning import border_shape
 from synccache.fx.program import ResidualProgram
+from synccache.fx.progress import Level, Said, no_timestep, step_of
 from synccache.fx.repay import paid_back
+from synccache.fx.replan import planned_again, warmed_up
 from synccache.fx.runtime import Call, Trajectory
 from synccache.fx.variant import Variant
 from synccache.fx.variants import Variants
 from synccache.fx.verify import Before, verify
-from synccache.fx.warm_up import WarmUpMeter, is_warm_up
 from synccache.planner import Plan
 from synccache.planner.devices import DEFAULT_DEVICE, device
 from synccache.planner.samplers import Sampler
 
 _OWN = (
-    "_model", "_request", "_builder", "_variants", "_trajectories", "_key", "_branch", "_captures",
+    "_model", "_request", "_builder", "_variants", "_trajectories", "_key", "_said", "_captures",
     "_capture_seconds", "_stride", "_state", "meter", "gram",
 )  # fmt: skip
 
@@ -68,7 +66,7 @@ class CachedModel(nn.Module):
         own["_variants"] = Variants(type(model).__name__)
         own["_trajectories"] = {None: Trajectory()}
         own["_key"] = contextvars.ContextVar("synccache_trajectory", default=None)
-        own["_branch"] = contextvars.ContextVar("synccache_branch", default=None)
+        own["_said"] = contextvars.ContextVar("synccache_said", default=Said())  # noqa: B039 - frozen
         own["_captures"], own["_capture_seconds"] = 0, 0.0
         own["_stride"], own["meter"], own["gram"] = None, None, None
         own["_state"] = ModelState(model)
@@ -180,8 +178,7 @@ class CachedModel(nn.Module):
         refuse_to_run(self._model, tensors, names)
         before = Before(tensors) if self._request.verify else None
         out, captured = self._capture(args, kwargs)
-        last = self._variants.last
-        variant = self._build(captured, 1 if last is None else last.guidance_branches)
+        variant = self._build(captured, self._branches_so_far())
         self._variants.add(key, names, variant)
         call = self._enter(variant, tensors) if call is None else call
         if before is None:
@@ -194,6 +191,11 @@ class CachedModel(nn.Module):
         torch.set_rng_state(after)
         verify(out, replayed, f"{self._request.policy.name} on {type(self._model).__name__}")
         return out
+
+    def _branches_so_far(self) -> int:
+        """Guidance branches to plan for: what the caller said, or what the last call had."""
+        run, last = self._trajectories.get(self._key.get()), self._variants.last
+        return max(last.guidance_branches if last else 1, (run.calls_a_step if run else 0) or 1)
 
     def _capture(self, args: Any, kwargs: Any) -> tuple[Any, Captured]:
         started = time.perf_counter()
@@ -208,13 +210,12 @@ class CachedModel(nn.Module):
 
     def _build(self, captured: Captured, branches: int) -> Variant:
         name = f"Compiled{type(self._model).__name__}{self._captures or 1}"
-        variant: Variant = self._builder(self._model, self._request, captured, branches, name)
-        return variant
+        return self._builder(self._model, self._request, captured, branches, name)
 
     def _run(self, call: Call, variant: Variant, tensors: list[Tensor]) -> Any:
         if len(call.trajectory.branches) > variant.guidance_branches:
-            variant = self._planned_again(variant, len(call.trajectory.branches))
-        variant = self._warmed_up(call, variant)
+            variant = planned_again(self, variant, len(call.trajectory.branches))
+        variant = warmed_up(self, call, variant)
         self._variants.last = variant
         emitted, layout = variant.emitted, variant.layout
         if call.trajectory.warm_up is not None and variant.warm_up is not None:
@@ -239,69 +240,34 @@ class CachedModel(nn.Module):
         call.trajectory.syncs += call.syncs
         return variant.captured.result.fill(list(outputs))
 
-    def _warmed_up(self, call: Call, variant: Variant) -> Variant:
-        """At the first call of a step: begins or ends measuring drift; at the end plans again."""
-        run = call.trajectory
-        if variant.warm_up is not None and run.calls_this_step == 1:
-            warm = variant.warm_up
-            if not is_warm_up(variant.matches, run):
-                variant = self._planned_with(variant, run.warm_up)
-                run.end_warm_up(warm.name)
-            elif run.warm_up is None:
-                run.warm_up = WarmUpMeter(len(warm.layout.regions), warm.predictor)
-        if run.warm_up is not None:
-            run.warm_up.watching = call.key == run.leader
-        return variant
-
-    def _planned_with(self, variant: Variant, meter: WarmUpMeter | None) -> Variant:
-        """The variant that rests on what was measured, if anything was."""
-        if meter is None or not meter.steps:
-            fresh = replace(variant, warm_up=None)
-        else:
-            warm = variant.warm_up
-            assert warm is not None
-            labels = tuple(region.label for region in warm.layout.regions)
-            drift = meter.measured(labels, border_shape(warm.layout))
-            self.__dict__["_request"] = replace(self._request, drift=drift)
-            fresh = self._build(variant.captured, variant.guidance_branches)
-        self._variants.replace(variant, fresh)
-        return fresh
-
     def _enter(self, variant: Variant, tensors: list[Tensor]) -> Call:
         """The call's place in its trajectory."""
         name = self._key.get()
         trajectory = self._trajectories.setdefault(name, Trajectory())
-        noise = self._noise(variant, tensors)
-        if noise is not None:
-            if trajectory.step >= 0 and noise > trajectory.noise:
-                trajectory = self._trajectories[name] = trajectory.again()
-            trajectory.syncs += 1
+        said, level, syncs = self._said.get(), self._level(variant, tensors), trajectory.syncs
+        step = step_of(trajectory, said, level)
+        if step is None:
+            waited = trajectory.syncs - syncs
+            trajectory.syncs = syncs
+            trajectory = self._trajectories[name] = trajectory.again()
+            trajectory.syncs, step = waited, step_of(trajectory, said, level)
+            assert step is not None
+        trajectory.steps = trajectory.steps if said.steps is None else said.steps
         trajectory.rely_on(self._state.weights)
-        key, state = trajectory.enter(noise, self._branch.get())
+        key, state = trajectory.enter(step, level, said.branch)
         if self._stride is None:
-            check_steps(self._request.policy, trajectory.step, trajectory.noise)
+            check_steps(self._request.policy, trajectory)
         return Call(trajectory, state, key, self._request.policy.leader, {}, given=trajectory.given)
 
-    def _planned_again(self, variant: Variant, branches: int) -> Variant:
-        """The variant for more guidance branches: caches multiply, so the plan may change."""
-        fresh = self._build(variant.captured, branches)
-        if variant.plan is None or fresh.plan is None or variant.plan.choices == fresh.plan.choices:
-            fresh = variant.with_plan_of(fresh)
-        self._variants.replace(variant, fresh)
-        return fresh
-
-    def _noise(self, variant: Variant, tensors: list[Tensor]) -> float | None:
-        """This call's timestep, from the timestep input: one device sync."""
-        found = nodes_tagged(variant.tags, "timestep")
-        if not found:
-            if variant.matches:
-                raise StateError(
-                    "no input is marked as the timestep, so steps cannot be told apart.",
-                    where=f"{self._request.policy.name} on {type(self._model).__name__}",
-                    hint="Pass conditions={'timestep': ['<argument name>']} to compile().",
-                )
-            return None
-        return float(tensors[variant.captured.placeholders.index(found[0])].detach().float().max())
+    def _level(self, variant: Variant, tensors: list[Tensor]) -> Level | None:
+        """This call's noise level: what the caller said, or the timestep input, not yet read."""
+        said = self._said.get()
+        timestep = said.timestep if said.timestep is not None else variant.timestep(tensors)
+        if timestep is not None or said.sigma is not None:
+            return Level(timestep, said.sigma)
+        if variant.matches and said.step is None:
+            raise no_timestep(f"{self._request.policy.name} on {type(self._model).__name__}")
+        return None
 
     # ---- trajectories
 
@@ -315,13 +281,16 @@ class CachedModel(nn.Module):
         self._trajectories[None] = Trajectory()
 
     def begin(
-        self, *, steps: int | None = None, sigmas: Sequence[float] | None = None,
-        sampler: Sampler = Sampler.EULER,
+        self, *, steps: int | None = None, branches: int | None = None,
+        sigmas: Sequence[float] | None = None, sampler: Sampler = Sampler.EULER,
     ) -> None:  # fmt: skip
         """Begins a new trajectory now; later ones keep the number of steps.
 
         Args:
             steps: how many steps it will have.
+            branches: how many calls a step takes (guidance branches). Calls are then counted: the
+                timestep is not read from the device to tell steps apart, and another trajectory
+                begins by itself after ``steps`` steps.
             sigmas: the noise levels of all steps and the one after the last, falling, as
                 ``scheduler.sigmas`` has them; they say the number of steps too.
             sampler: what turns outputs into the next latents; policies that pay errors back need it.
@@ -330,7 +299,8 @@ class CachedModel(nn.Module):
             StateError: for what is no number of steps, no falling row of levels of that length, or
                 so few steps that the policy could skip nothing.
         """
-        self._trajectories[self._key.get()] = begun(self._request.policy, steps, sigmas, sampler)
+        run = begun(self._request.policy, steps, branches, sigmas, sampler)
+        self._trajectories[self._key.get()] = run
 
     def give(self, **values: Any) -> None:
         """What the policy's ``given(name)`` reads on the step that begins with the next call.
@@ -354,13 +324,25 @@ class CachedModel(nn.Module):
             self._key.reset(token)
 
     @contextmanager
-    def cache_context(self, name: str, **_: Any) -> Iterator[None]:
-        """Calls inside belong to the guidance branch of this name (diffusers' own protocol)."""
-        token = self._branch.set(name)
+    def cache_context(
+        self, name: str | None = None, *, step_index: int | None = None,
+        num_inference_steps: int | None = None, timestep: float | Tensor | None = None,
+        sigma: float | None = None,
+    ) -> Iterator[None]:  # fmt: skip
+        """Calls inside belong to the guidance branch of this name (diffusers' own protocol).
+
+        Args:
+            step_index: the step, from 0; a smaller one than before begins a new trajectory. Without
+                it steps are told apart by the timestep input, which is read from the device.
+            num_inference_steps: how many steps there are.
+            timestep, sigma: the noise level as a plain number, so that nothing is read for it.
+        """
+        said = Said.of(name, step_index, num_inference_steps, timestep, sigma)
+        token = self._said.set(said)
         try:
             yield
         finally:
-            self._branch.reset(token)
+            self._said.reset(token)
 
     # ---- looking inside
 

@@ -17,6 +17,7 @@ from synccache.fx import metrics
 from synccache.fx.gate_state import Anchors, GateState
 from synccache.fx.match import RuleMatch
 from synccache.fx.predict import predict
+from synccache.fx.progress import Counters
 from synccache.fx.runtime import Call
 from synccache.fx.taps import Transform, anchor_probe, kept, kept_key, reads_prediction
 from synccache.policies import dsl
@@ -69,7 +70,7 @@ class Gate(nn.Module):
         self, call: Call, state: GateState, values: dict[dsl.Probe, Tensor], can: bool
     ) -> bool:
         measured = self._measure(call, state, values)
-        now = Now(self._counters(call, state), measured, state.memory)
+        now = Now(Counters(call.trajectory, state.streak, state.total), measured, state.memory)
         wanted = now.holds(self.condition) is True
         skip = wanted and can
         call.state.forced += wanted and not can
@@ -95,15 +96,6 @@ class Gate(nn.Module):
                 if isinstance(part, dsl.Given):
                     found[part] = _as_tensor(part, call)
         return found
-
-    def _counters(self, call: Call, state: GateState) -> dict[str, float | None]:
-        run = call.trajectory
-        left = None if run.steps is None else run.steps - 1 - run.step
-        return {
-            "step": run.step, "skips": state.streak, "skipped": state.total, "steps": run.steps,
-            "steps_left": left, "timestep": run.noise, "noise": run.relative_noise,
-            "progress": 1.0 - run.relative_noise,
-        }  # fmt: skip
 
     # ---- numbers
 
@@ -149,7 +141,7 @@ class Gate(nn.Module):
         self, signal: dsl.RelativeL1 | dsl.MeanChange, call: Call, state: GateState, now: Tensor
     ) -> tuple[Tensor, ...]:
         reference = self._reference(signal, call, state)
-        now = metrics.prepared(now, dsl.weights_of(signal), call.trajectory.noise)
+        now = _prepared(now, dsl.weights_of(signal), call)
         if reference is None or reference.shape != now.shape:
             return ()
         masks = [w for w in dsl.weights_of(signal) if isinstance(w, dsl.MaskWeight)]
@@ -190,7 +182,7 @@ class Gate(nn.Module):
     ) -> None:  # fmt: skip
         if skip and since is not dsl.PREVIOUS:
             return
-        ready = metrics.prepared(value.detach(), weights, call.trajectory.noise)
+        ready = _prepared(value.detach(), weights, call)
         foreign = isinstance(probe, _CALLERS) or self.copy and not isinstance(probe, dsl.Residual)
         if foreign and ready.untyped_storage()._cdata == value.untyped_storage()._cdata:
             ready = ready.clone()
@@ -262,6 +254,12 @@ def _moved(state: GateState, probe: dsl.Probe, now: Tensor) -> Tensor | None:
     if before is None or before.shape != now.shape:
         return None
     return metrics.mean_size(now.float() - before.float())
+
+
+def _prepared(value: Tensor, weights: Transform, call: Call) -> Tensor:
+    """The probe as it is compared; the noise level is read only where a filter needs it."""
+    spectral = any(isinstance(w, dsl.Spectral) for w in weights)
+    return metrics.prepared(value, weights, call.trajectory.noise if spectral else 0.0)
 
 
 def _as_tensor(probe: dsl.Given, call: Call) -> Tensor:

@@ -53,6 +53,7 @@ def check_value(tensor: Tensor, reader: str, expected: Any) -> Tensor:
     return tensor
 
 
+COMPARISONS = ("equal", "allclose")
 LAYOUTS = ("stride", "is_contiguous", "storage_offset", "dim_order")
 
 

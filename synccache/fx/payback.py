@@ -68,8 +68,12 @@ class Owed:
         return [*copies, *outputs, *self.states.values(), *self.outputs.values()]
 
 
-def check_steps(policy: Policy, step: int, timestep: float) -> None:
-    """Raises StateError where a planned trajectory is at another timestep than it was planned for."""
+def check_steps(policy: Policy, run: Any) -> None:
+    """Raises StateError where a planned trajectory is at another timestep than it was planned for.
+
+    The timestep is read for it, once a step, unless the caller said it as a number.
+    """
+    step = run.step
     for rule in policy.rules:
         if not isinstance(rule.when, Steps) or not rule.when.timesteps:
             continue
@@ -80,6 +84,7 @@ def check_steps(policy: Policy, step: int, timestep: float) -> None:
                 where=policy.name,
                 hint="Plan for this number of steps, or call compiled.reset() before a new run.",
             )
+        timestep = run.noise
         if abs(timestep - planned[step]) > TOLERANCE * abs(planned[0]):
             raise StateError(
                 f"step {step + 1} of {len(planned)} is at timestep {timestep:g}, it was planned for "

@@ -38,6 +38,7 @@ from synccache.fx.frames import (
 )
 from synccache.fx.inputs import flatten, index_paths, tensors_of
 from synccache.fx.targets import (
+    LEAVES_TORCH,
     PLAIN,
     is_cast,
     is_plain,
@@ -48,8 +49,6 @@ from synccache.fx.targets import (
 from synccache.fx.tensors import Memories, facts, live_tensors, storage_key, version_of, watch
 
 _Unseen = torch._C.DisableTorchFunction  # bookkeeping asks tensors for facts; no mode need see it
-_COMPARISONS = ("equal", "allclose")
-_LEAVES_TORCH = ("numpy", "__array__", "data_ptr", "__dlpack__")
 _ATOMS = frozenset((*PLAIN, type(None), bool))
 _Operand = tuple[torch.Tensor, Node]
 
@@ -83,8 +82,7 @@ class Recorder(TorchFunctionMode):
         self._hidden: dict[int, Node] = {}  # storage key -> the call that wrote to it unasked
         self._owned: dict[int, str] = {}  # memory -> the model's tensor in it
         self._watch = watch()
-        offloaded = model if is_offloaded(model) else nn.Module()
-        self._brought = {f"model.{n}" for n, _ in offloaded.named_parameters(recurse=False)}
+        self._brought = {f"model.{name}" for name in model._parameters if is_offloaded(model)}
 
     # ---- running
 
@@ -164,9 +162,9 @@ class Recorder(TorchFunctionMode):
             if not isinstance(probe, torch.Tensor):
                 return probe
             return self._run_function(func, name, args, kwargs, probe)
-        if name in ops.READERS or name in _COMPARISONS:
+        if name in ops.READERS or name in ops.COMPARISONS:
             return self._read_value(func, name, args, kwargs)
-        if name in _LEAVES_TORCH and any(self._depends_on(t) for t in tensors_of((args, kwargs))):
+        if name in LEAVES_TORCH and any(self._depends_on(t) for t in tensors_of((args, kwargs))):
             func(*args, **kwargs)  # refused there, where the recording has shapes only
             raise Unplaceable(self.frame.path, user_line())
         if name == "__deepcopy__":
@@ -287,7 +285,7 @@ class Recorder(TorchFunctionMode):
 
     def _read_value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         value = func(*args, **kwargs)
-        if name in _COMPARISONS:
+        if name in ops.COMPARISONS:
             if any(self._depends_on(t) for t in flatten((args, kwargs))[0]):
                 mapped, extra = self._map((args, kwargs), [])
                 if extra or len(mapped) != 2:

@@ -20,6 +20,7 @@ from synccache.fx.gram import GramMeter
 from synccache.fx.held import Held
 from synccache.fx.payback import Again, Owed
 from synccache.fx.predict import predict, weighted_sum
+from synccache.fx.progress import Level
 from synccache.planner.samplers import Sampler
 from synccache.planner.storage import AS_COMPUTED, Place, Storage
 from synccache.policies.dsl import FIRST_BRANCH, Leader, Predictor
@@ -92,10 +93,12 @@ class Trajectory:
     steps: int | None = None  # how many there will be, if the caller said so
     sigmas: tuple[float, ...] = ()  # of all steps and the one after, if the caller said so
     sampler: Sampler = Sampler.EULER
+    calls_a_step: int | None = None  # guidance branches, if the caller said so: steps are counted
     step: int = -1
-    first_noise: float = 0.0
-    noise: float = 0.0
-    noise_before: float = 0.0
+    calls: int = 0
+    level: Level | None = None  # of the present step
+    level_before: Level | None = None
+    first_level: Level | None = None
     calls_this_step: int = 0
     branches: dict[Hashable, BranchState] = field(default_factory=dict)
     decided: dict[int, bool] = field(default_factory=dict)  # rule -> skip, by this step's leader
@@ -110,8 +113,9 @@ class Trajectory:
     def again(self) -> Trajectory:
         """A new one, of which the caller said the same."""
         return Trajectory(
-            steps=self.steps, sigmas=self.sigmas, sampler=self.sampler, next_given=self.next_given
-        )
+            steps=self.steps, calls_a_step=self.calls_a_step, sigmas=self.sigmas,
+            sampler=self.sampler, next_given=self.next_given,
+        )  # fmt: skip
 
     def forget_dead_values(self) -> None:
         """Drops step-invariant values whose inputs are gone."""
@@ -131,26 +135,26 @@ class Trajectory:
         self.warm_up = None
         self.kept = {k: kept for k, kept in self.kept.items() if not k.startswith(f"{graph}.")}
 
-    def enter(self, noise: float | None, branch: Hashable | None) -> tuple[Hashable, BranchState]:
-        """Key and state of the guidance branch that a call at this noise level belongs to."""
-        if noise is None:
-            noise = self.noise  # no timestep: every call is a step of its own
-            fresh = True
-        else:
-            fresh = self.step < 0 or noise != self.noise
-        if fresh:
-            self.step += 1
-            self.first_noise = noise if self.step == 0 else self.first_noise
-            self.noise_before = self.noise
-            self.noise, self.calls_this_step, self.decided, self.leader = noise, 0, {}, None
+    def enter(
+        self, step: int, level: Level | None, branch: Hashable | None
+    ) -> tuple[Hashable, BranchState]:
+        """Key and state of the guidance branch that a call on this step belongs to."""
+        if step != self.step:
+            self.step, self.level_before = step, self.level
+            self.level = None if level is None else level.kept()
+            if self.level is not None and self.sigmas and step < len(self.sigmas):
+                self.level.sigma = self.sigmas[step]
+            self.first_level = self.first_level or self.level
+            self.calls_this_step, self.decided, self.leader = 0, {}, None
             self.given, self.next_given = self.next_given, {}
+        self.calls += 1
         key = self.calls_this_step if branch is None else branch
         self.calls_this_step += 1
         if self.leader is None:
             self.leader = key
         if key not in self.branches and len(self.branches) >= MAX_GUIDANCE_BRANCHES:
             raise StateError(
-                f"call {self.calls_this_step} at timestep {noise:g} would be guidance branch "
+                f"call {self.calls_this_step} on step {self.step} would be guidance branch "
                 f"{len(self.branches) + 1} of at most {MAX_GUIDANCE_BRANCHES}.",
                 hint="Call compiled.reset() before a new run that starts at the same timestep, or "
                 "wrap each run in `with compiled.trajectory(key):`.",
@@ -169,9 +173,21 @@ class Trajectory:
             if held.storage.place is Place.TURNS:
                 held.prefetch()
 
+    def read(self, level: Level | None) -> float:
+        """The timestep of a step as a number; counts the sync if that costs one."""
+        if level is None or level.timestep is None:
+            raise StateError(
+                "no input is marked as the timestep, and the policy asks for it.",
+                hint="Pass conditions={'timestep': ['<argument name>']} to compile().",
+            )
+        value, syncs = level.read()
+        self.syncs += syncs
+        return value
+
     @property
-    def relative_noise(self) -> float:
-        return self.noise / self.first_noise if self.first_noise else 0.0
+    def noise(self) -> float:
+        """This step's timestep."""
+        return self.read(self.level)
 
 
 class Meter(Protocol):

@@ -36,6 +36,8 @@ _REVERSED: dict[str, Callable[..., Any]] = {
     "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
     "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
 }  # fmt: skip
+LEAVES_TORCH = ("numpy", "__array__", "data_ptr", "__dlpack__")  # what gives memory away
+OVERWRITES = ("copy_", "zero_", "fill_")
 PLAIN = (  # what a graph writes down as it is
     int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format,
     range,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.fx import Node
 
 from synccache.fx.capture import Captured
+from synccache.fx.conditions import nodes_tagged
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout
@@ -54,6 +55,11 @@ class Variant:
     def seconds(self) -> float:
         """Of the operations of the recorded forward."""
         return float(sum(n.meta.get("seconds", 0.0) for n in self.captured.graph.nodes))
+
+    def timestep(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """The timestep among the input tensors of a call, if an input is marked as it."""
+        found = nodes_tagged(self.tags, "timestep")
+        return tensors[self.captured.placeholders.index(found[0])] if found else None
 
     def with_plan_of(self, other: Variant) -> Variant:
         """This graph, with what ``other`` found for more guidance branches; their graphs are equal."""

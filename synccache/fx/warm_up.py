@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from synccache.fx.match import RuleMatch
+from synccache.fx.progress import Counters
 from synccache.fx.runtime import Trajectory
 from synccache.planner.problem import Table
 from synccache.policies.dsl import Predictor
@@ -141,21 +142,11 @@ def is_warm_up(matches: Sequence[RuleMatch], trajectory: Trajectory) -> bool:
     Only what needs no measurement is asked: counters and the noise level. The next step is included
     because on the last step of the warm-up the regions of the plan have to be computed and held.
     """
-    last_fall = trajectory.noise_before - trajectory.noise if trajectory.step else 0.0
-    following = trajectory.noise - _AHEAD * last_fall
     return all(
-        _cannot_skip(found, trajectory, step, noise)
+        Now(Counters(trajectory, ahead=ahead, falls=ahead * _AHEAD), {}, Memory()).holds(
+            found.rule.when
+        )
+        is False
         for found in matches
-        for step, noise in ((0, trajectory.noise), (1, following))
+        for ahead in (0, 1)
     )
-
-
-def _cannot_skip(found: RuleMatch, run: Trajectory, ahead: int, noise: float) -> bool:
-    relative = noise / run.first_noise if run.first_noise else 0.0
-    step = run.step + ahead
-    left = None if run.steps is None else run.steps - 1 - step
-    counters: dict[str, float | None] = {
-        "step": step, "skips": 0, "skipped": 0, "steps": run.steps, "steps_left": left,
-        "timestep": noise, "noise": relative, "progress": 1.0 - relative,
-    }  # fmt: skip
-    return Now(counters, {}, Memory()).holds(found.rule.when) is False
