@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from synccache.planner.calibration import Calibration
     from synccache.policies.dsl import Policy, Rule
     from synccache.preview import plan
+    from synccache.schedules import choose_schedule as choose_schedule
 
 __all__ = [
     "CachedModel",
@@ -45,6 +46,7 @@ __all__ = [
     "SynccacheError",
     "VerifyError",
     "calibrate",
+    "choose_schedule",
     "compile",
     "plan",
     "policies",
@@ -58,6 +60,7 @@ _HOME = {
     "Policy": "synccache.policies.dsl",
     "Rule": "synccache.policies.dsl",
     "calibrate": "synccache.calibrate",
+    "choose_schedule": "synccache.schedules",
     "compile": "synccache.compiler",
     "plan": "synccache.preview",
     "without_weights": "synccache.fx.fake",

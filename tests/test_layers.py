@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "synccache"
 
-OUTER = {"calibrate", "preview", "integrations", "report", "demo", "cli", "__main__"}
+OUTER = {"calibrate", "schedules", "preview", "integrations", "report", "demo", "cli", "__main__"}
 COMPILER = {"errors", "policies", "planner", "fx", "compiler"}
 
 # part -> the other parts of synccache that it may import; "" is the package itself (__init__.py)
@@ -20,9 +20,10 @@ MAY_IMPORT = {
     "portrait": {"errors"},
     "fx": {"errors", "policies", "planner"},
     "compiler": {"errors", "policies", "planner", "fx"},
-    "": COMPILER | {"calibrate", "preview"},
+    "": COMPILER | {"calibrate", "preview", "schedules"},
     "preview": COMPILER,
     "calibrate": COMPILER,
+    "schedules": COMPILER,
     "integrations": COMPILER | {"", "calibrate"},
     "report": COMPILER | {"", "calibrate"},
     "demo": COMPILER | {"", "calibrate", "portrait", "report"},
