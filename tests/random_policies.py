@@ -41,6 +41,7 @@ weights = st.none() | one_weight | st.lists(one_weight, min_size=1, max_size=2).
 early = st.one_of(
     st.builds(dsl.Output, selectors),
     st.builds(dsl.Residual, selectors),
+    st.builds(dsl.Entering, selectors),
     st.builds(dsl.Modulated, selectors),
     st.builds(dsl.ModuleOutput, selectors),
     st.just(dsl.latent),
@@ -124,6 +125,7 @@ skips = st.one_of(
     selectors,
     st.builds(dsl.Segments, selectors),
     st.builds(dsl.Values, selectors | st.just(dsl.network)),
+    st.builds(dsl.Whole, selectors),
     st.builds(dsl.Modules, selectors, st.booleans()),
     st.just(dsl.network),
 )

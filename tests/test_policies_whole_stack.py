@@ -12,11 +12,9 @@ from test_worked_examples import Numbers
 
 import synccache
 from synccache import policies
-from synccache.errors import PolicyError, StateError
+from synccache.errors import PolicyError
 from synccache.policies import dsl
 from synccache.policies.dsl import (
-    FIRST_BRANCH,
-    LAST_COMPUTED,
     PREVIOUS,
     Policy,
     Rule,
@@ -25,16 +23,13 @@ from synccache.policies.dsl import (
     blocks,
     branches,
     choose,
-    given,
     lagged,
     output,
     relative_l1,
-    residual,
-    skips,
     step,
 )
 from synccache.policies.masks import SPEEDS, flattest, scm
-from synccache.policies.prospects import check_prospects, static_letters
+from synccache.policies.prospects import static_letters
 from synccache.policies.tables import MAGCACHE, TEACACHE
 
 SIGNALS = [10.0, 10.4, 10.9, 11.0, 11.6, 12.0]
@@ -149,6 +144,120 @@ def test_thresholds_may_be_switched_by_the_drift_of_the_signal() -> None:
     assert decisions(fixed, SIGNALS) == "CSCSCS"
 
 
+class Script(torch.nn.Module):
+    """Three branches that add what a script says for each timestep: only computed steps read theirs.
+
+    x += front[step]; x += middle[step]; x += rear[step]; the sum times 1 is the output.
+    """
+
+    def __init__(
+        self, steps: int, front: list[float], middle: list[float], rear: list[float]
+    ) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(steps, 1, bias=False) for _ in range(3))
+        with torch.no_grad():
+            for block, row in zip(self.blocks, (front, middle, rear), strict=True):
+                block.weight.copy_(torch.tensor([row], dtype=torch.float64))
+        self.double()
+        self.steps = steps
+
+    def forward(
+        self, latents: torch.Tensor, timestep: torch.Tensor, audio: torch.Tensor
+    ) -> torch.Tensor:
+        at = torch.tensor(timesteps(self.steps), dtype=torch.float64)
+        now = (timestep.double() - at).abs().lt(1e-2).double()
+        x = latents
+        for block in self.blocks:
+            x = x + block(now + 0 * x)
+        return x
+
+
+def scripted(latents: list[float], *rows: list[float]) -> Script:
+    """A model whose branches add these numbers, step by step."""
+    return Script(len(latents), *rows)
+
+
+def test_easycache_learns_its_gain_and_bypasses_the_network() -> None:
+    latents = [10, 9, 8, 7.2, 6.5, 5.9, 5.4]
+    outputs = [2, 2.2, 2.5, 0, 3.0, 0, 3.3]  # at computed steps
+    added = [v - z for v, z in zip(outputs, latents, strict=True)]
+    model = scripted(latents, added, [0.0] * 7, [0.0] * 7)
+    compiled, found = ran(policies.easycache(0.1, warmup=3), latents, model)
+
+    assert compiled.stats().decisions[0] == "CCCSCSC"
+    assert found == pytest.approx([2, 2.2, 2.5, 1.7, 3.0, 2.4, 3.3])
+    assert compiled.stats().syncs == 7 + 6  # the timestep of a call, and one reading a decision
+
+
+@pytest.mark.parametrize(("high", "third"), [(1.5, 20.15), (2.0, 20.40)])
+def test_dicache_follows_its_probe_between_two_anchors(high: float, third: float) -> None:
+    latents = [10, 9.8, 9.6, 9.4, 9.2, 9.0]
+    probes = [11, 11, 10.9, 10.8, 10.6, 10.5]
+    ends = [20, 20.3, 0, 0, 21, 0]  # at computed steps
+    front = [p - x for p, x in zip(probes, latents, strict=True)]
+    rest = [y - p for y, p in zip(ends, probes, strict=True)]
+    model = scripted(latents, front, rest, [0.0] * 6)
+    policy = policies.dicache(0.02, retention=0.34, high=high)  # 2 of 6 steps computed first
+    compiled, found = ran(policy, latents, model)
+
+    assert compiled.stats().decisions[0] == "CCSSCS"
+    assert found[:5] == pytest.approx([20, 20.3, 20.35, third, 21])
+    assert found[5] == pytest.approx(21.45)
+    assert compiled.stats().syncs == 6 + 5
+
+
+def test_confidence_taylor_trusts_the_last_block_while_the_first_is_forecast_well() -> None:
+    probes, ends = [1.0, 1.1, 1.21, 1.4, 1.5], [5, 5.4, 0, 6.6, 0]
+    rest = [y - p for y, p in zip(ends, probes, strict=True)]
+    model = scripted([0.0] * 5, probes, rest, [0.0] * 5)
+    policy = policies.confidence_taylor(0.05, probe_order=1, order=1, warmup=2, last=0)
+    compiled, found = ran(policy, [0.0] * 5, model)
+
+    assert compiled.stats().decisions[0] == "CCSCS"
+    assert found == pytest.approx([5, 5.4, 5.8, 6.6, 7.2])
+
+
+def test_blockdance_keeps_the_value_and_forgets_the_sample() -> None:
+    model = scripted([1, 0.9], [2, 9], [2, 9], [3, 3.1])
+    policy = policies.blockdance(2, interval=2, highest=1000.0)
+
+    assert ran(policy, [1, 0.9], model)[1] == pytest.approx([8, 8.1])
+
+
+def test_delta_dit_adds_the_offset_of_one_end() -> None:
+    latents = [1, 0.9, 0.8, 0.7]
+    model = scripted(latents, [3, 2.9, 2.7, 9], [0.0] * 4, [6, 9, 5.5, 5.6])
+    _, found = ran(policies.delta_dit(1, interval=2, boundary=2), latents, model)
+
+    assert found == pytest.approx([10, 9.8, 9, 3.4 + 5.6])
+
+
+def test_the_avatar_schedule_runs_the_last_block_on_the_kept_stream() -> None:
+    model = scripted([1.0] * 18, [*range(1, 19)], [0.0] * 18, [0.5 * i for i in range(18)])
+    compiled, found = ran(policies.avatar_schedule(), [1.0] * 18, model)
+
+    assert compiled.stats().decisions[0] == "C" * 16 + "SS"
+    assert found[15:] == pytest.approx([17 + 7.5, 17 + 8, 17 + 8.5])
+
+
+def test_taylorseer_lite_forecasts_the_stream_behind_the_last_block() -> None:
+    values = [t**2 / 3 + 1 for t in range(9)]
+    model = scripted([0.0] * 9, values, [0.0] * 9, [0.0] * 9)
+    _, found = ran(policies.taylorseer_lite(3, order=2, first=1), [0.0] * 9, model)
+
+    assert found[4:6] == pytest.approx([5, 6])
+    assert found[7:] == pytest.approx([16.333333, 20.333333], abs=1e-5)
+
+
+def test_seacache_puts_a_line_through_two_residuals() -> None:
+    latents = [0.0] * 6
+    model = scripted(latents, [0, 0, 1.0, 0, 1.6, 0], [0.0] * 6, [0.0] * 6)
+    rule = policies.seacache(reuse=dsl.Linear()).rules[0]
+    policy = Policy("line", (Rule(rule.skip, dsl.Steps("CSCSCS"), rule.reuse),))
+
+    assert ran(policy, latents, model)[1][5] == pytest.approx(1.9)
+
+
 # ---- schedules
 
 
@@ -220,147 +329,3 @@ def test_published_tables_are_complete() -> None:
     assert {len(table) for table in TEACACHE.values()} == {5}
     assert sorted(len(table) for table in MAGCACHE.values()) == [28, 40, 40, 50, 50, 50, 50]
     assert all(table[0] == 1.0 for table in MAGCACHE.values())
-
-
-# ---- what cannot work says so
-
-
-def test_a_policy_that_can_skip_nothing_in_so_few_steps_is_refused_when_the_run_begins() -> None:
-    compiled = synccache.compile(numbers(), policies.dbcache())
-
-    with pytest.raises(StateError, match=r"no step of a run of 8\. .*step < 8.* steps 1 to 7"):
-        compiled.begin(steps=8)
-    compiled.begin(steps=9)
-
-
-@pytest.mark.parametrize(
-    ("policy", "steps", "says"),
-    [
-        (policies.teacache(), 2, "`steps_left >= 1` is false on all of steps 1 to 1"),
-        (policies.first_block_cache(), 1, "nothing is held on the first step"),
-        (policies.step_mask("CCCCSS"), 4, "`steps CCCCSS` is false on all of steps 1 to 3"),
-        (policies.easycache(), 6, "`step >= 5`.* `steps_left >= 1` on 1 of steps 1 to 5"),
-        (policies.asymmetric(max_skips=0), 50, "`skips < 0` is false on all"),
-        (policies.magcache(retention=1.0), 8, "`step >= 1 of the steps` is false on all"),
-        (
-            policies.taylorseer_lite(4, order=4, first=2),
-            10,
-            r"needs 5 computed steps .* there are 3: CCSSSCSSSC",
-        ),
-    ],
-)
-def test_what_keeps_a_policy_from_skipping_is_named(policy: Policy, steps: int, says: str) -> None:
-    with pytest.raises(StateError, match=says):
-        check_prospects(policy, steps)
-
-
-def test_every_method_of_the_library_may_skip_something_in_fifty_steps() -> None:
-    for name in policies.__all__:
-        if name not in ("delta_dit", "omnicache", "planned", "step_mask"):
-            check_prospects(policies.by_name(name), 50)
-
-
-def test_a_run_that_skipped_nothing_says_what_stood_in_the_way() -> None:
-    compiled, _ = ran(policies.first_block_cache(0.01), [1, 2, 3], Numbers((1.0, 0.0), (1.0, 0.0)))
-
-    note = compiled.stats().note
-    assert "nothing was skipped in 3 steps" in note
-    assert "`change of residual of blocks[0] since last computed <= 0.01` was not true on 3" in note
-    assert "it was 0.5 to 1" in note
-    assert note in compiled.explain()
-
-
-def test_the_number_of_steps_is_asked_for_where_a_policy_needs_it() -> None:
-    compiled = synccache.compile(numbers(), policies.teacache())
-    one = torch.ones(1, 1, 1, dtype=torch.float64)
-
-    with pytest.raises(
-        StateError, match=r"number of steps, which is not known. Call compiled.begin"
-    ):
-        compiled(one, torch.tensor([1000.0]), one)
-
-
-def test_a_static_policy_is_printed_as_its_mask_and_has_no_probe() -> None:
-    policy = Policy("interval", (Rule(blocks[1:], ~dsl.every(step, 3)),))
-    compiled, _ = ran(policy, [1, 2, 3, 4, 5, 6])
-
-    assert "a step mask, nothing is measured: CSSCSS" in compiled.explain()
-    assert "PROBE" not in compiled.code
-    assert compiled.stats().syncs == 6  # the timestep of each call
-
-
-def test_many_numbers_are_one_transfer() -> None:
-    moved = relative_l1(output(blocks[0]), since=PREVIOUS)
-    drifted = relative_l1(residual(blocks[:1]), since=LAST_COMPUTED)
-    seen = relative_l1(dsl.latent, since=PREVIOUS, norm=dsl.MEAN_OF_RATIOS)
-    rate = dsl.gain(dsl.prediction, dsl.latent)
-    when = (accumulated(moved) < 9) & (drifted < 9) & (seen < 9) & (rate * moved < 99)
-    model = Numbers((0.5, 1.0), (1.0, 0.0))
-    compiled, _ = ran(Policy("many", (Rule(blocks[1:], when),)), [1, 2, 3, 4, 5], model)
-
-    assert compiled.stats().decisions[0] == "CCSSS"
-    assert compiled.stats().syncs == 5 + 4  # the first step has nothing to compare
-
-
-# ---- given values
-
-
-def test_a_given_number_decides_for_one_step() -> None:
-    policy = Policy("loud", (Rule(blocks[1:], given("loudness") <= 0.5),), leader=FIRST_BRANCH)
-    compiled = synccache.compile(numbers(), policy)
-    one = torch.ones(1, 1, 1, dtype=torch.float64)
-    for timestep, loudness in zip(timesteps(4), [0.1, 0.2, torch.tensor(0.9), 0.3], strict=True):
-        compiled.give(loudness=loudness)
-        for _ in range(2):
-            compiled(one, torch.tensor([timestep]), one.clone())
-
-    assert compiled.stats().decisions == {0: "CSCS", 1: "CSCS"}
-    with pytest.raises(StateError, match=r"nothing of this name was given for step 4"):
-        compiled(one, torch.tensor([1.0]), one.clone())
-
-
-def test_a_given_tensor_is_a_probe() -> None:
-    heard = relative_l1(given("speech"), since=PREVIOUS)
-    compiled = synccache.compile(numbers(), Policy("speech", (Rule(blocks[1:], heard <= 0.1),)))
-    one = torch.ones(1, 1, 1, dtype=torch.float64)
-    speech = torch.ones(3)
-    for timestep, factor in zip(timesteps(4), [1.0, 1.05, 1.5, 1.0], strict=True):
-        compiled.give(speech=speech.mul_(factor))
-        compiled(one, torch.tensor([timestep]), one.clone())
-
-    assert compiled.stats().decisions == {0: "CSCS"}
-
-
-# ---- building on others
-
-
-def test_with_threshold_changes_the_one_thing_that_is_compared() -> None:
-    for name in ("asymmetric", "dbcache", "easycache", "first_block_cache", "magcache", "teacache"):
-        policy = policies.by_name(name)
-
-        assert policy.with_(threshold=0.5) == policies.method(name)(threshold=0.5)
-
-
-def test_two_thresholds_are_not_guessed_between() -> None:
-    with pytest.raises(PolicyError, match=r"has 2 \(< 9; < 0.08\)"):
-        policies.dbcache(budget=9).with_(threshold=0.1)
-
-
-def test_only_limits_a_policy_to_some_steps() -> None:
-    limited = policies.only(policies.step_mask("S"), step >= 3)
-
-    assert static_letters(limited.rules[0], 6) == "CCCSSS"
-
-
-def test_switch_joins_two_policies_by_stage() -> None:
-    early, late = policies.step_mask("CCS"), policies.step_mask("S")
-    both = policies.switch(step < 4, then=policies.only(early, skips < 1), otherwise=late)
-
-    assert len(both.rules) == 1
-    assert static_letters(both.rules[0], 8) == "CCSCSSSS"
-    apart = policies.switch(
-        step < 4, then=policies.step_mask("S", skip=blocks[:1]), otherwise=policies.step_mask("S")
-    )
-    assert [static_letters(rule, 6) for rule in apart.rules] == ["CSSSCC", "CCCCSS"]
-    with pytest.raises(PolicyError, match="EACH_BRANCH decide and asymmetric FIRST_BRANCH"):
-        policies.switch(step < 4, then=early, otherwise=policies.asymmetric())

@@ -115,7 +115,8 @@ def _match_rule(
             where=where, hint="Print compiled.explain() to see the branches and what they read.",
         )  # fmt: skip
     _check_tags(selector, program, where)
-    taps = {p: find_taps(p, skip, program, select, where) for p in probes_of(rule)}
+    inside = frozenset() if isinstance(rule.skip, dsl.Whole) else skip
+    taps = {p: find_taps(p, inside, program, select, where) for p in probes_of(rule)}
     skipped = _skipped(rule.skip, skip, program, where, settled)
     return RuleMatch(rule, skipped, isinstance(rule.skip, dsl.Segments), taps)
 
@@ -136,6 +137,8 @@ def _skipped(
     if isinstance(skip, dsl.Network) or isinstance(skip, dsl.Values) and skip.of == dsl.network:
         residual = isinstance(skip, dsl.Network)
         return Skipped(chosen, RunForm.NETWORK, whole=_whole(program, residual, where))
+    if isinstance(skip, dsl.Whole):
+        return Skipped(chosen, RunForm.WHOLE)
     return Skipped(chosen, RunForm.VALUE if isinstance(skip, dsl.Values) else RunForm.RESIDUAL)
 
 

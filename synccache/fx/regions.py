@@ -7,6 +7,7 @@ A run ends at a value that a skip puts in place, and may start at one that the s
     VALUE      -                  the stream after          end
     MODULE     -                  a branch before its gate  end
     NETWORK    the sample         the model's output        end - start, or end without a start
+    WHOLE      the stream before  the stream after          end - start, though a probe reads inside
 
 Runs of several streams whose insides read each other form one region. networkx finds the circles
 that would arise if a region were one node of the graph.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import enum
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 from torch.fx import Node
@@ -36,6 +37,7 @@ class RunForm(enum.Enum):
     VALUE = "value"
     MODULE = "module"
     NETWORK = "network"
+    WHOLE = "whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Run:
 
 
 def _run(branches: tuple[Branch, ...], rule: int, form: RunForm) -> Run:
-    start = branches[0].before if form is RunForm.RESIDUAL else None
+    start = None if form is RunForm.VALUE else branches[0].before
     return Run(branches, rule, form, start, branches[-1].after)
 
 
@@ -183,7 +185,7 @@ def _cuts(runs: list[Run], needed: set[Node]) -> dict[Run, int]:
     """Run -> number of its branches before the first inner value that somebody outside reads."""
     cuts = {}
     for run in runs:
-        if run.form in (RunForm.MODULE, RunForm.NETWORK):
+        if run.form in (RunForm.MODULE, RunForm.NETWORK, RunForm.WHOLE):
             continue  # what others read of their inside is computed on every step, beside them
         for i, branch in enumerate(run.branches):
             last = i == len(run.branches) - 1
@@ -284,7 +286,7 @@ def _circles(
                 (r for i, r in enumerate(runs) if group[i] in members),
                 key=lambda r: len(r.branches),
             )
-            if len(run.branches) == 1 or run.form is RunForm.NETWORK:
+            if len(run.branches) == 1 or run.form in (RunForm.NETWORK, RunForm.WHOLE):
                 raise MatchError(
                     f"{run.branches[0].label} cannot be skipped: {live[0].name} needs part of it and "
                     "it needs that in turn.", hint="Leave this branch out of the rule.",
@@ -315,9 +317,23 @@ def _regions(
                 "inside, but different rules skip them.", hint="Skip both in one rule.",
             )  # fmt: skip
         read = [r for r in members if _read_outside(r, bodies[g], {*needed, *demand})]
-        inner = [b for r in members if r not in read for b in r.branches]
+        inner = [b for r in members if r not in read for b in r.branches if b.sum not in needed]
+        read = [replace(r, branches=_not_probed(r, needed)) for r in read]
         out.append(Region(index, members[0].rule, tuple(read), frozenset(bodies[g]), tuple(inner)))
     return tuple(out)
+
+
+def _not_probed(run: Run, needed: set[Node]) -> tuple[Branch, ...]:
+    """The branches of a run that a skip leaves out: of a whole one not those that a probe needs."""
+    if run.form is not RunForm.WHOLE:
+        return run.branches
+    left = tuple(b for b in run.branches if b.sum not in needed)
+    if not left:
+        raise MatchError(
+            f"{run.label} would be skipped whole, but the probes of its rule need all of it.",
+            hint="Probe fewer blocks.",
+        )
+    return left
 
 
 def _read_outside(run: Run, body: set[Node], alive: set[Node]) -> bool:

@@ -135,6 +135,8 @@ def _find(probe: dsl.Probe, program: ResidualProgram, select: Select, where: str
         raise MatchError(f"the probe {probe!r} names no branch.", where=where)
     if isinstance(probe, dsl.Output):
         return Taps(mine[-1].after)
+    if isinstance(probe, dsl.Entering):
+        return Taps(mine[0].before)
     if isinstance(probe, dsl.Residual):
         return Taps(mine[-1].after, mine[0].before)
     if isinstance(probe, dsl.Modulated):

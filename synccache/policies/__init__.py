@@ -22,6 +22,7 @@ from synccache.policies.combine import switch as switch
 from synccache.policies.confidence_taylor import confidence_taylor
 from synccache.policies.dbcache import dbcache
 from synccache.policies.delta_dit import delta_dit
+from synccache.policies.dicache import dicache
 from synccache.policies.dsl import Policy
 from synccache.policies.easycache import easycache
 from synccache.policies.exact import exact
@@ -49,6 +50,7 @@ __all__ = [
     "confidence_taylor",
     "dbcache",
     "delta_dit",
+    "dicache",
     "easycache",
     "exact",
     "first_block_cache",

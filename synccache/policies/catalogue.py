@@ -110,6 +110,7 @@ _HELD: Mapping[type, str] = MappingProxyType(
     {
         dsl.Segments: "residual a segment",
         dsl.Values: "value a run",
+        dsl.Whole: "residual a stream",
         dsl.Modules: "output a branch, before its gate",
         dsl.Network: "model output, of the sample's size",
     }
@@ -117,6 +118,7 @@ _HELD: Mapping[type, str] = MappingProxyType(
 _PROBES = MappingProxyType(
     {
         "Output": "reference of a stream's size",
+        "Entering": "reference of a stream's size",
         "Residual": "reference of a stream's size",
         "Modulated": "reference of a stream's size",
         "ModuleOutput": "reference of a stream's size",

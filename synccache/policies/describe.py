@@ -64,6 +64,7 @@ _SAY: dict[type, Callable[[Any], str]] = {
     n.Decay: lambda of: f"{of.base:g} falling by {of.rate:g}, at least {of.floor:g}",
     n.Table: lambda of: f"a table of {len(of.values)} steps",
     p.Output: lambda of: f"output of {describe(of.of)}",
+    p.Entering: lambda of: f"stream before {describe(of.of)}",
     p.Residual: lambda of: f"residual of {describe(of.of)}",
     p.Modulated: lambda of: f"modulated input of {describe(of.of)}",
     p.ModuleOutput: lambda of: f"module output of {describe(of.of)}",

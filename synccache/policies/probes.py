@@ -100,6 +100,16 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Entering:
+    """The stream before the first branch of ``of``; [batch, tokens, channels]."""
+
+    of: Selector
+
+    def __post_init__(self) -> None:
+        expect(self.of, Selector, "what entering(...) takes", "Select branches, e.g. blocks[0].")
+
+
+@dataclass(frozen=True, slots=True)
 class Residual:
     """What the branches of ``of`` add together: the stream after them minus before them."""
 
@@ -190,14 +200,29 @@ latent = Latent()
 time_embedding = TimeEmbedding()
 prediction = Prediction()
 
-SELECTING = (Output, Residual, Modulated, ModuleOutput)  # probes of chosen branches
+SELECTING = (Output, Entering, Residual, Modulated, ModuleOutput)  # probes of chosen branches
 PROBES = (*SELECTING, Latent, TimeEmbedding, Prediction, Given)
-Probe = Output | Residual | Modulated | ModuleOutput | Latent | TimeEmbedding | Prediction | Given
+Probe = (
+    Output
+    | Entering
+    | Residual
+    | Modulated
+    | ModuleOutput
+    | Latent
+    | TimeEmbedding
+    | Prediction
+    | Given
+)
 
 
 def output(of: Selector) -> Output:
     """The stream's value after the last branch of ``of``."""
     return Output(of)
+
+
+def entering(of: Selector) -> Entering:
+    """The stream's value before the first branch of ``of``."""
+    return Entering(of)
 
 
 def residual(of: Selector) -> Residual:

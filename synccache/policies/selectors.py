@@ -259,7 +259,26 @@ def modules(of: Selector, *, before_gate: bool = True) -> Modules:
     return Modules(of, before_gate)
 
 
-Skip = Selector | Segments | Values | Modules | Network
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Each stream's branches of ``of`` as one residual, also where a probe reads inside them."""
+
+    of: Selector
+
+    def __post_init__(self) -> None:
+        expect(self.of, Selector, "what whole(...) takes", "Select branches, e.g. branches.")
+
+
+def whole(of: Selector) -> Whole:
+    """Branches to skip, held as one residual a stream: after the last of them minus before the first.
+
+    What the rule's probes need of them runs on every step, beside the residual: a skipped step adds to
+    the stream as it was before the first branch, not to what the probed blocks made of it.
+    """
+    return Whole(of)
+
+
+Skip = Selector | Segments | Values | Modules | Network | Whole
 
 
 def selector_of(skip: Skip) -> Selector:
