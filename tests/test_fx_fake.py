@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import table_models
 import torch
+from shapes_of import on_meta
 from small_models import TOKENS, Talking, talking
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,21 +20,6 @@ from synccache.planner import ChainProblem
 from synccache.planner.devices import DEVICES
 
 TABLE = ["wan_s2v", "hunyuan_video", "ltx2", "flux"]
-
-
-def on_meta(case: table_models.TableCase) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """The model and its inputs without values, except what is no weight and the timesteps."""
-    args, kwargs = case.inputs(seed=0, timestep=900.0)
-    real = {"timestep", "sigma", "encoder_attention_mask", "img_ids", "txt_ids", "guidance"}
-    args = tuple(a.to("meta") if a.ndim > 1 else a for a in args)
-    kwargs = {k: v if k in real else _meta(v) for k, v in kwargs.items()}
-    return case.model.to("meta"), args, kwargs
-
-
-def _meta(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_meta(v) for v in value]
-    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def problem(case: table_models.TableCase, captured: Captured) -> ChainProblem:

@@ -43,6 +43,7 @@ class Captured:
     autocast: tuple[Any, ...]
     seconds: float
     closed: tuple[str, ...]
+    lifetimes: tuple[tuple[int, int], ...]  # see tensors.Lifetimes.stop
     shapes_only: bool = False  # recorded without values: for planning, never to run
     seconds_source: str = MEASURED
 
@@ -151,7 +152,7 @@ def _record(
         graph=recorder.graph, frames=tuple(recorder.frames), depends=recorder.depends,
         placeholders=tuple(recorder.placeholders), input_paths=tuple(paths), result=structure,
         constants=recorder.constants, autocast=recorder.autocast, seconds=seconds,
-        closed=tuple(sorted(closed)),
+        closed=tuple(sorted(closed)), lifetimes=recorder.watch.lifetimes.stop(),
     )  # fmt: skip
     return out, captured, recorder
 

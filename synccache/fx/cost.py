@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +19,7 @@ from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
 from synccache.fx.taps import anchor_probe, kept, prediction_node
+from synccache.fx.tensors import peak_bytes
 from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_table
 from synccache.planner.problem import LowerOrder, Table
 from synccache.planner.storage import Form
@@ -44,31 +44,13 @@ def weights_device(model: nn.Module) -> torch.device:
 
 
 def activation_peak_bytes(captured: Captured) -> int:
-    """The most bytes of intermediates alive at once, each freed after its last use.
+    """The most bytes of intermediates alive at once in the recorded forward.
 
-    Views share the memory of what they view. Memory inside a leaf (attention workspace) is not seen.
+    From when each was made and freed while it ran (or while shapes went through it): what Python
+    holds on to counts, as do intermediates inside modules that are called whole. Memory that a kernel
+    takes and gives back inside one operation does not: it depends on the device.
     """
-    home: dict[Node, Node] = {}
-    for node in captured.graph.nodes:
-        shared = [
-            n for n in node.all_input_nodes if n.meta.get("storage") == node.meta.get("storage")
-        ]
-        home[node] = home[shared[0]] if shared and "storage" in node.meta else node
-    last: dict[Node, int] = {}
-    for node in captured.graph.nodes:
-        for operand in node.all_input_nodes:
-            last[home[operand]] = node.meta["position"]
-    freed: dict[int, int] = defaultdict(int)
-    alive = peak = 0
-    for node in captured.graph.nodes:
-        made_here = home[node] is node and node.op not in ("placeholder", "get_attr")
-        size = node.meta.get("storage_bytes", 0) if made_here else 0
-        alive += size
-        peak = max(peak, alive)
-        if made_here:
-            freed[last.get(node, node.meta["position"])] += size
-        alive -= freed.pop(node.meta["position"], 0)
-    return peak
+    return peak_bytes(captured.lifetimes)
 
 
 def invariant_bytes(captured: Captured, hoisted: dict[Node, int]) -> int:

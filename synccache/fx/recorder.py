@@ -81,14 +81,14 @@ class Recorder(TorchFunctionMode):
         self._readers: dict[int, list[Node]] = {}  # memory -> who read it since
         self._hidden: dict[int, Node] = {}  # storage key -> the call that wrote to it unasked
         self._owned: dict[int, str] = {}  # memory -> the model's tensor in it
-        self._watch = watch()
+        self.watch = watch()
         self._brought = {f"model.{name}" for name in model._parameters if is_offloaded(model)}
 
     # ---- running
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        with stance("force_eager"), module_calls_seen(self), self._watch, self:
+        with stance("force_eager"), module_calls_seen(self), self.watch, self:
             yield
 
     def add_input(self, name: str, tensor: torch.Tensor) -> None:
@@ -189,7 +189,7 @@ class Recorder(TorchFunctionMode):
     def _run(
         self, call: Callable[[], Any], mapped: Any, operands: list[_Operand], emit: Callable[..., Node]
     ) -> Any:  # fmt: skip
-        watching = self._watch
+        watching = self.watch
         with _Unseen():
             versions = [version_of(t) for t, _ in operands]
         watching.written.clear()
@@ -225,8 +225,8 @@ class Recorder(TorchFunctionMode):
             depends |= self.depends[read]
             self._readers.setdefault(read.meta["storage"], []).append(node)
         self.depends[node] = depends
-        if self._watch.written:
-            self._hide(node, self._watch.written - {storage_key(t) for t, _ in operands})
+        if self.watch.written:
+            self._hide(node, self.watch.written - {storage_key(t) for t, _ in operands})
         self._wrote(node, written)
         self._name_results(node, tensors, out)
         self._name_written(node, written, tensors)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -70,8 +73,61 @@ def facts(tensor: torch.Tensor, memories: Memories) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Lifetimes:
+    """When each piece of memory that a forward made was born and died, counted in births.
+
+    What Python keeps alive longer than its last use counts as long as it is kept. Memory that a
+    kernel takes and gives back inside one operation is not seen.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []  # bytes, in order of birth
+        self.deaths: list[int] = []  # how many were born by then; UNENDED while it lives
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def born(self, fresh: tuple[bool, ...], out: Any) -> None:
+        """Notes the memory of an operation's results, those that are no views and no operands."""
+        results = out if isinstance(out, (tuple, list)) else (out,)
+        for result, new in zip(results, fresh, strict=False):
+            if new and isinstance(result, torch.Tensor) and storage_key(result) is not None:
+                self._enter(result.untyped_storage())
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        key, index = id(storage), len(self.sizes)
+        if key in self._alive:
+            return
+
+        def dies(_: object) -> None:
+            self.deaths[index] = len(self.sizes)
+            self._alive.pop(key, None)
+
+        self.sizes.append(storage.nbytes())
+        self.deaths.append(UNENDED)
+        self._alive[key] = weakref.ref(storage, dies)
+
+    def stop(self) -> tuple[tuple[int, int], ...]:
+        """(bytes, death) of everything born, in order; what lives now has no end."""
+        self._alive.clear()  # without their references the callbacks are gone
+        return tuple(zip(self.sizes, self.deaths, strict=True))
+
+
+UNENDED = 2**62
+
+
+def peak_bytes(lifetimes: Iterable[tuple[int, int]]) -> int:
+    """The most bytes alive at once, of memory given as (bytes, death) in order of birth."""
+    freed: dict[int, int] = defaultdict(int)
+    alive = peak = 0
+    for index, (size, death) in enumerate(lifetimes):
+        alive += size - freed.pop(index, 0)
+        freed[death] += size
+        peak = max(peak, alive)
+    return peak
+
+
 class Watch(TorchDispatchMode):
-    """Sees the ATen operations below every recorded call: their FLOPs, and what they write to.
+    """Sees the ATen operations below every recorded call: their FLOPs, what they write to,
+    and how long what they make lives.
 
     Attention on CPU is counted too (torch's own table has it as 0). Writes are known by storage:
     inference tensors and ``.data`` count no versions.
@@ -81,7 +137,8 @@ class Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.written: set[int] = set()
-        self._about: dict[Any, tuple[Any, tuple[tuple[int, str], ...]]] = {}
+        self.lifetimes = Lifetimes()
+        self._about: dict[Any, tuple[Any, tuple[tuple[int, str], ...], tuple[bool, ...]]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -97,8 +154,10 @@ class Watch(TorchDispatchMode):
         out = func(*args, **kwargs)
         about = self._about.get(func)
         if about is None:
-            about = self._about[func] = _flops_of(func), _written_arguments(func)
-        count, writing = about
+            about = _flops_of(func), _written_arguments(func), _fresh_results(func)
+            self._about[func] = about
+        count, writing, fresh = about
+        self.lifetimes.born(fresh, out)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         for tensor in _at(writing, args, kwargs):
@@ -106,6 +165,11 @@ class Watch(TorchDispatchMode):
             if key is not None:
                 self.written.add(key)
         return out
+
+
+def _fresh_results(func: Any) -> tuple[bool, ...]:
+    """Of each result of an ATen operation, whether it is new: no view of an operand, none written."""
+    return tuple(r.alias_info is None for r in func._schema.returns)
 
 
 def tensors_written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:

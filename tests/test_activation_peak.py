@@ -1,0 +1,57 @@
+"""The activation peak of a plan, predicted from shapes alone, is what a real forward then holds."""
+
+import gc
+
+import pytest
+import torch
+from ledger import Ledger
+from shapes_of import on_meta
+from table_models import TableCase, build
+from torch import Tensor
+
+from synccache.fx.cost import activation_peak_bytes
+from synccache.fx.fake import fake_capture
+from synccache.fx.inputs import flatten
+from synccache.fx.tensors import UNENDED, peak_bytes
+from synccache.planner.devices import DEVICES
+
+NAMES = ["wan_s2v", "ltx2", "hunyuan_video", "flux"]
+TOLERANCE = 0.03
+
+
+def measured(case: TableCase) -> int:
+    args, kwargs = case.inputs(0, 900.0)
+    tables = [v for m in case.model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    weights = [*case.model.parameters(), *case.model.buffers()]
+    known = [*weights, *tables, *flatten((args, kwargs))[0]]
+    gc.collect()
+    with torch.no_grad(), Ledger(known) as book:
+        case.model(*args, **kwargs)
+    return book.peak
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_peak_predicted_without_running_is_within_3_percent_of_the_measured_one(
+    name: str,
+) -> None:
+    case = build(name)
+    expected = measured(case)
+    predicted = activation_peak_bytes(fake_capture(*on_meta(case), DEVICES["a100"]))
+
+    assert predicted == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("lifetimes", "expected"),
+    [
+        ([], 0),
+        ([(5, UNENDED), (3, UNENDED)], 8),
+        ([(5, 1), (3, UNENDED)], 5),  # the first is gone before the second comes
+        ([(5, 2), (3, 3), (4, UNENDED)], 8),
+        ([(1, 2), (9, 2), (2, UNENDED)], 10),
+    ],
+)
+def test_the_peak_is_the_most_alive_after_any_birth(
+    lifetimes: list[tuple[int, int]], expected: int
+) -> None:
+    assert peak_bytes(lifetimes) == expected
