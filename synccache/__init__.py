@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from synccache.fx.fake import without_weights
     from synccache.planner import Plan
     from synccache.planner.calibration import Calibration
+    from synccache.planner.goals import RegionSchedule, plan_schedule
     from synccache.policies.dsl import Policy, Rule
     from synccache.preview import plan
     from synccache.schedules import choose_schedule as choose_schedule
@@ -41,6 +42,7 @@ __all__ = [
     "PlanError",
     "Policy",
     "PolicyError",
+    "RegionSchedule",
     "Rule",
     "StateError",
     "SynccacheError",
@@ -49,6 +51,7 @@ __all__ = [
     "choose_schedule",
     "compile",
     "plan",
+    "plan_schedule",
     "policies",
     "without_weights",
 ]
@@ -59,11 +62,13 @@ _HOME = {
     "Plan": "synccache.planner",
     "Policy": "synccache.policies.dsl",
     "Rule": "synccache.policies.dsl",
+    "RegionSchedule": "synccache.planner.goals",
     "calibrate": "synccache.calibrate",
     "choose_schedule": "synccache.schedules",
     "compile": "synccache.compiler",
     "plan": "synccache.preview",
     "without_weights": "synccache.fx.fake",
+    "plan_schedule": "synccache.planner.goals",
 }
 """Where a public name is defined; errors are in synccache.errors, the rest are sub-modules."""
 

@@ -22,8 +22,12 @@ from synccache.errors import StateError
 from synccache.fx.cached_model import CachedModel
 from synccache.fx.drift import DriftMeter
 from synccache.fx.gram import GramMeter
+from synccache.fx.held import tensor_bytes
+from synccache.fx.variant import Variant
 from synccache.planner.calibration import Calibration
+from synccache.planner.region_steps import RegionSteps
 from synccache.planner.residual_gram import ResidualGram
+from synccache.planner.storage import Form
 from synccache.policies.dsl import Policy
 
 DEFAULT_STRIDE = 4
@@ -79,6 +83,37 @@ def calibrate(
         stride=stride,
         drift=tuple(tuple(d / gram.clips for d in row) for row in meter.table()),
         residuals=_residuals(gram, sigmas),
+        by_region=_by_region(gram, variant, len(measuring.stats().decisions)),
+    )
+
+
+def _by_region(gram: GramMeter, variant: Variant, guidance_branches: int) -> RegionSteps | None:
+    """What each region does at each step; None where a region holds no residual to compare."""
+    regions, plan = variant.layout.regions, variant.plan
+    if plan is None or set(gram.by_region) != set(range(len(regions))):
+        return None
+    history = [variant.matches[r.rule].keep for r in regions]
+    seconds = tuple(float(sum(b.seconds for b in r.branches)) for r in regions)
+    whole = sum(n.meta.get("seconds", 0.0) for n in variant.captured.graph.nodes)
+
+    def sizes(form: Form) -> tuple[int, ...]:
+        return tuple(
+            history[i]
+            * sum(
+                tensor_bytes(run.end.meta["shape"], run.end.meta["dtype"], form) for run in r.runs
+            )
+            for i, r in enumerate(regions)
+        )
+
+    return RegionSteps(
+        regions=tuple(r.label for r in regions),
+        seconds=seconds,
+        held_bytes=sizes(Form.AS_COMPUTED),
+        bytes_as=tuple((form, sizes(form)) for form in Form if form is not Form.AS_COMPUTED),
+        fixed_seconds=max(0.0, float(whole) - sum(seconds)),
+        guidance_branches=guidance_branches,
+        products=tuple(tuple(map(tuple, gram.by_region[i].tolist())) for i in range(len(regions))),
+        timesteps=gram.timesteps,
     )
 
 

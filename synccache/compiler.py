@@ -27,10 +27,12 @@ from synccache.fx.program import ResidualProgram, residual_program
 from synccache.fx.regions import Layout, lay_out
 from synccache.fx.request import Request
 from synccache.fx.rewrite import rewrite
+from synccache.fx.schedules import scheduled, wanted_schedule
 from synccache.fx.taps import main_stream
 from synccache.fx.variant import Variant, WarmUp
 from synccache.planner import ChainProblem, Plan, parse_bytes
 from synccache.planner.calibration import Calibration
+from synccache.planner.goals import PlannedRegionSteps, RegionSchedule
 from synccache.planner.storage import Storage, storages_named
 from synccache.policies import by_name
 from synccache.policies.dsl import (
@@ -57,6 +59,9 @@ def compile(
     calibration: Calibration | str | Path | None = None,
     storages: Sequence[str | Storage] | None = None,
     plan: Plan | str | Path | None = None,
+    schedule: RegionSchedule | None = None,
+    target_speedup: float | None = None,
+    max_drift: float | None = None,
 ) -> CachedModel:
     """The model with a caching policy compiled into it; call it as you call the model.
 
@@ -84,6 +89,11 @@ def compile(
             "in turns", "host", "float8 on the host". Left out: those that lose nothing, which on a
             CUDA device includes main memory.
         plan: a plan made before, or the path of its file; refused where it does not belong.
+        target_speedup: seconds of the model over seconds compiled. Solved from ``calibration``: which
+            region is skipped at which step, for the least predicted drift; this takes the place of
+            the policy's conditions, and ``explain()`` shows what neighbouring speed-ups would give.
+        max_drift: the same the other way round, the fastest within a predicted drift.
+        schedule: the same, solved before by ``plan_schedule``, which knows more rules.
 
     Raises:
         PolicyError, PlanError: at once, for what can be seen without running the model.
@@ -97,6 +107,7 @@ def compile(
     request = checked_request(
         policy, mem_budget=mem_budget, cache_ratio=cache_ratio, conditions=conditions, masks=masks,
         verify=verify, calibration=calibration, storages=storages, plan=plan,
+        schedule=schedule, target_speedup=target_speedup, max_drift=max_drift,
     )  # fmt: skip
     compiled = CachedModel(model, request, build_variant)
     if example is not None:
@@ -109,8 +120,11 @@ def checked_request(
     conditions: Mapping[str, Sequence[str]] | None = None, masks: Mapping[str, Tensor] | None = None,
     verify: bool = True, calibration: Calibration | str | Path | None = None, measure: bool = False,
     storages: Sequence[str | Storage] | None = None, plan: Plan | str | Path | None = None,
+    schedule: RegionSchedule | None = None, target_speedup: float | None = None,
+    max_drift: float | None = None,
 ) -> Request:  # fmt: skip
     """The arguments of ``compile`` as a checked record."""
+    _check_goals(plan, cache_ratio, schedule, target_speedup, max_drift, calibration)
     if plan is not None and (cache_ratio is not None or storages is not None):
         raise PlanError(
             "plan= says already what is held; cache_ratio= and storages= ask for another."
@@ -128,7 +142,31 @@ def checked_request(
         measure=measure,
         storages=None if storages is None else storages_named(storages),
         plan=Plan.load(plan) if isinstance(plan, (str, Path)) else plan,
+        schedule=schedule,
+        target_speedup=target_speedup,
+        max_drift=max_drift,
     )
+
+
+def _check_goals(
+    plan: object, cache_ratio: object, schedule: object, target_speedup: object, max_drift: object,
+    calibration: object,
+) -> None:  # fmt: skip
+    """At most one thing may say what is skipped, and a goal needs measured drift."""
+    goals = {"target_speedup": target_speedup, "max_drift": max_drift}
+    asked = [name for name, value in goals.items() if value is not None]
+    others = {"plan": plan, "schedule": schedule, "cache_ratio": cache_ratio}
+    if asked and calibration is None:
+        raise PlanError(
+            f"{asked[0]}= is solved from measured drift, and there is none.",
+            hint="Pass calibration=synccache.calibrate(model, lambda m: sample(m)).",
+        )
+    asked += [name for name, value in others.items() if value is not None]
+    if len(asked) > 1:
+        raise PlanError(
+            f"{' and '.join(f'{name}=' for name in asked)} each say what is skipped.",
+            hint="Give one of them.",
+        )
 
 
 def _policy(policy: object) -> Policy:
@@ -162,6 +200,8 @@ class Prepared:
     layout: Layout  # every gap a region of its own
     masks: Mapping[str, Tensor]
     problem: ChainProblem | None
+    schedule: RegionSchedule | None = None
+    rows: tuple[PlannedRegionSteps, ...] | None = None  # of the schedule, one a region
 
 
 def prepare(
@@ -181,7 +221,13 @@ def prepare(
         model, request, program, matches, base, hoisted, guidance_branches,
         _mask_bytes(policy, matches, masks, program, guidance_branches),
     )  # fmt: skip
-    return Prepared(tags, hoisted, program, matches, base, masks, problem)
+    schedule, rows = wanted_schedule(request, problem), None
+    if schedule is not None:
+        matches, base, rows = scheduled(schedule, type(model).__name__, program, matches, base)
+        problem = make_problem(
+            model, request, program, matches, base, hoisted, guidance_branches, 0, rows
+        )
+    return Prepared(tags, hoisted, program, matches, base, masks, problem, schedule, rows)
 
 
 def build_variant(
@@ -192,7 +238,7 @@ def build_variant(
     found = prepare(model, request, captured, guidance_branches)
     program, matches, layout, plan = found.program, found.matches, found.layout, None
     if program is not None and found.problem is not None:
-        plan = make_plan(model, request, program, matches, found.problem)
+        plan = make_plan(model, request, program, matches, found.problem, found.rows)
         layout = _merged(program, matches, layout, plan)
     planned = time.perf_counter()
     emitted = rewrite(
@@ -214,6 +260,7 @@ def build_variant(
         visual_flops=visual_flops(program) if program else 0,
         guidance_branches=guidance_branches, plan_seconds=planned - started,
         rewrite_seconds=time.perf_counter() - planned, warm_up=warm_up,
+        schedule=found.schedule,
     )  # fmt: skip
 
 

@@ -131,6 +131,55 @@ def test_the_schedule_equals_trying_every_schedule(
     assert max_bytes is None or found.device_bytes <= max_bytes
 
 
+def fastest_by_trying_all(
+    problem: ScheduleProblem, max_drift: float, max_bytes: int | None
+) -> tuple[float, float] | None:
+    """(seconds, drift) of the fastest schedule within a drift, of those the one of least drift."""
+    options = [
+        [
+            priced(problem, index, row, storage)
+            for row in legal_rows(problem)
+            for storage in STORAGES
+        ]
+        for index in range(len(problem.regions))
+    ]
+    fixed = problem.steps * problem.fixed_seconds_per_step
+    fitting = [
+        (round(fixed + sum(o[1] for o in chosen), 9), sum(o[0] for o in chosen))
+        for chosen in product(*options)
+        if sum(o[0] for o in chosen) <= max_drift + 1e-9
+        and (
+            max_bytes is None or sum(o[2] for o in chosen) + max(o[3] for o in chosen) <= max_bytes
+        )
+    ]
+    return min(fitting, default=None)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    problem=schedule_problems(),
+    max_drift=st.integers(0, 12),
+    max_bytes=st.none() | st.integers(0, 18),
+)
+def test_the_fastest_schedule_within_a_drift_equals_trying_every_schedule(
+    problem: ScheduleProblem, max_drift: int, max_bytes: int | None
+) -> None:
+    expected = fastest_by_trying_all(problem, max_drift, max_bytes)
+    assert expected is not None
+    found = schedule(
+        problem, max_drift=float(max_drift), max_bytes=max_bytes, storages=STORAGES, workers=1
+    )
+
+    assert (found.seconds, found.drift) == pytest.approx(expected, abs=1e-6)
+    assert_keeps_its_word(problem, found)
+
+
+def test_a_schedule_is_asked_for_by_one_goal() -> None:
+    for goals in ({}, {"compute_fraction": 0.5, "max_drift": 1.0}):
+        with pytest.raises(PlanError, match="by compute_fraction or by max_drift, one of them"):
+            schedule(two_regions(), **goals)
+
+
 def assert_keeps_its_word(problem: ScheduleProblem, found: Schedule) -> None:
     """Every row keeps the rules and has the figures that its computed steps have."""
     for index, row in enumerate(found.rows):

@@ -256,7 +256,7 @@ class CachedModel(nn.Module):
         trajectory.rely_on(self._state.weights)
         key, state = trajectory.enter(step, level, said.branch)
         if self._stride is None:
-            check_steps(self._request.policy, trajectory)
+            check_steps(self._request.policy.name, [m.rule for m in variant.matches], trajectory)
         return Call(trajectory, state, key, self._request.policy.leader, {}, given=trajectory.given)
 
     def _level(self, variant: Variant, tensors: list[Tensor]) -> Level | None:

@@ -26,6 +26,7 @@ class _Sampled:
 
     residuals: dict[Hashable, list[Tensor]] = field(default_factory=dict)
     timesteps: list[float] = field(default_factory=list)
+    owners: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -37,11 +38,13 @@ class GramMeter:
     host_bytes: int = 0  # the most that samples took
     sigmas: tuple[float, ...] = ()
     products: Tensor | None = None
+    by_region: dict[int, Tensor] = field(default_factory=dict)  # the same of each region alone
     timesteps: tuple[float, ...] = ()
     _trajectory: object = None
     _now: _Sampled = field(default_factory=_Sampled)
     _starts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _parts: list[Tensor] = field(default_factory=list)
+    _owners: list[tuple[int, int]] = field(default_factory=list)  # region, numbers; of each part
 
     def see(self, side: str, run: tuple[int, int], value: Tensor) -> None:
         """A stream's value where a run begins ("start") or ends ("end")."""
@@ -51,7 +54,9 @@ class GramMeter:
         if side == "start":
             self._starts[run] = sample
             return
-        self._parts.append((sample - self._starts.pop(run)).flatten())
+        part = (sample - self._starts.pop(run)).flatten()
+        self._parts.append(part)
+        self._owners.append((run[0], part.numel()))
 
     def finish_call(self, call: Any) -> None:
         """Keeps this step's sample of one guidance branch; one transfer to the host."""
@@ -67,7 +72,7 @@ class GramMeter:
         if len(now.residuals[branch]) == len(now.timesteps):
             now.timesteps.append(trajectory.noise)
         now.residuals[branch].append(torch.cat(self._parts).cpu())
-        self._parts = []
+        now.owners, self._parts, self._owners = self._owners, [], []
         held = sum(r.nbytes for kept in now.residuals.values() for r in kept)
         self.host_bytes = max(self.host_bytes, held)
 
@@ -91,14 +96,19 @@ class GramMeter:
                     "shapes changed, so its steps cannot be compared.",
                     hint="Calibrate at one resolution, with guidance on every step or on none.",
                 )
-            self._add(torch.stack(kept))
+            self._add(torch.stack(kept), now.owners)
         self.timesteps = timesteps
         self.clips += 1
 
-    def _add(self, residuals: Tensor) -> None:
-        products = (residuals @ residuals.T).double()
-        products = products / products.diagonal().mean()
+    def _add(self, residuals: Tensor, owners: list[tuple[int, int]]) -> None:
+        products = _products(residuals)
         self.products = products if self.products is None else self.products + products
+        parts = residuals.split([numbers for _, numbers in owners], dim=1)
+        for region in dict.fromkeys(region for region, _ in owners):
+            own = [p for p, (owner, _) in zip(parts, owners, strict=True) if owner == region]
+            products = _products(torch.cat(own, dim=1))
+            before = self.by_region.get(region)
+            self.by_region[region] = products if before is None else before + products
 
     def result(self) -> ResidualGram | None:
         """What was measured; None if no trajectory had two steps."""
@@ -110,3 +120,9 @@ class GramMeter:
             products=tuple(map(tuple, products.tolist())), timesteps=self.timesteps,
             sigmas=self.sigmas, clips=self.clips,
         )  # fmt: skip
+
+
+def _products(residuals: Tensor) -> Tensor:
+    """Inner products of all pairs of steps, divided by their mean square; zeros stay zeros."""
+    products = (residuals @ residuals.T).double()
+    return products / products.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)

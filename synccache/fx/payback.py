@@ -17,7 +17,7 @@ Source: ours; the corrector of UniPC (arXiv 2302.04867) is the idea. Figures in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from synccache.errors import StateError
 from synccache.planner.samplers import ORDER, Sampler, sampler_row
-from synccache.policies.dsl import Payback, Policy, Steps
+from synccache.policies.dsl import Payback, Policy, Rule, Steps
 
 TOLERANCE = 0.01  # of the first timestep: how far a planned step may be from where it was planned
 
@@ -68,20 +68,20 @@ class Owed:
         return [*copies, *outputs, *self.states.values(), *self.outputs.values()]
 
 
-def check_steps(policy: Policy, run: Any) -> None:
+def check_steps(name: str, rules: Sequence[Rule], run: Any) -> None:
     """Raises StateError where a planned trajectory is at another timestep than it was planned for.
 
     The timestep is read for it, once a step, unless the caller said it as a number.
     """
     step = run.step
-    for rule in policy.rules:
+    for rule in rules:
         if not isinstance(rule.when, Steps) or not rule.when.timesteps:
             continue
         planned = rule.when.timesteps
         if step >= len(planned):
             raise StateError(
                 f"step {step + 1} was called, the plan has {len(planned)} steps.",
-                where=policy.name,
+                where=name,
                 hint="Plan for this number of steps, or call compiled.reset() before a new run.",
             )
         timestep = run.noise
@@ -89,7 +89,7 @@ def check_steps(policy: Policy, run: Any) -> None:
             raise StateError(
                 f"step {step + 1} of {len(planned)} is at timestep {timestep:g}, it was planned for "
                 f"{planned[step]:g}.",
-                where=policy.name,
+                where=name,
                 hint="Plan for the schedule that you sample with: calibration.residuals.at(sigmas).",
             )
 

@@ -16,9 +16,12 @@ from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout
 from synccache.fx.request import Request
+from synccache.fx.schedules import drift_of
 from synccache.fx.taps import main_stream
 from synccache.planner import ChainProblem, DriftSource, Plan, plan_chain
+from synccache.planner.chain import plan_kept
 from synccache.planner.fingerprint import Fingerprint, parameters_digest
+from synccache.planner.goals import PlannedRegionSteps
 from synccache.planner.storage import AS_COMPUTED, HOST, TURNS, Place, Storage
 from synccache.policies.dsl import Hold, Payback, Policy, Predictor
 
@@ -61,21 +64,31 @@ def keeps(plan: Plan | None, layout: Layout, matches: tuple[RuleMatch, ...]) -> 
 def make_problem(
     model: nn.Module, request: Request, program: ResidualProgram, matches: tuple[RuleMatch, ...],
     layout: Layout, hoisted: dict[Node, int], guidance_branches: int, mask_bytes: int,
+    rows: tuple[PlannedRegionSteps, ...] | None = None,
 ) -> ChainProblem:  # fmt: skip
-    """The planner's problem, with measured drift where a calibration was given."""
+    """The planner's problem, with measured drift where a calibration or a schedule knows it."""
     return chain_problem(
         model, program, matches, layout, hoisted, leader=request.policy.leader,
-        guidance_branches=guidance_branches, masks=mask_bytes, drift=_drift(model, request, layout),
+        guidance_branches=guidance_branches, masks=mask_bytes,
+        drift=_drift(model, request, layout) if rows is None else drift_of(rows),
     )  # fmt: skip
 
 
 def make_plan(
     model: nn.Module, request: Request, program: ResidualProgram, matches: tuple[RuleMatch, ...],
-    problem: ChainProblem,
+    problem: ChainProblem, rows: tuple[PlannedRegionSteps, ...] | None = None,
 ) -> Plan:  # fmt: skip
-    """The best plan within what was asked, or the plan that was given, if it belongs here."""
+    """The best plan within what was asked, or the plan that was given, if it belongs here.
+
+    ``rows``: of a schedule that has chosen regions and storages already.
+    """
     where = f"{request.policy.name} on {type(model).__name__}"
     made_for = fingerprint(model, request.policy, program)
+    if rows is not None:
+        return plan_kept(
+            problem, [row.storage for row in rows], policy=request.policy.name,
+            model=type(model).__name__, mem_budget=request.mem_budget, fingerprint=made_for,
+        )  # fmt: skip
     if request.plan is not None:
         return _given(request.plan, request, problem, made_for)
     if request.cache_ratio is not None and matches and not any(m.planned for m in matches):

@@ -10,6 +10,7 @@ from torch import Tensor
 from synccache.fx.warm_up import MeasuredDrift
 from synccache.planner import Plan
 from synccache.planner.calibration import Calibration
+from synccache.planner.goals import RegionSchedule
 from synccache.planner.storage import Storage
 from synccache.policies.dsl import Policy
 
@@ -28,4 +29,7 @@ class Request:
     measure: bool = False  # emit taps at region boundaries, for calibrate()
     storages: tuple[Storage, ...] | None = None
     plan: Plan | None = None
+    target_speedup: float | None = None
+    max_drift: float | None = None
+    schedule: RegionSchedule | None = None
     drift: MeasuredDrift | None = None  # measured while a first trajectory warmed up

@@ -15,6 +15,7 @@ from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout
 from synccache.fx.rewrite import Rewritten
 from synccache.planner import Plan
+from synccache.planner.goals import RegionSchedule
 from synccache.policies.dsl import Predictor
 
 
@@ -44,6 +45,7 @@ class Variant:
     guidance_branches: int
     plan_seconds: float
     rewrite_seconds: float
+    schedule: RegionSchedule | None = None  # of regions over steps, in place of conditions
     warm_up: WarmUp | None = None  # while the plan rests on drift that was assumed
 
     @property

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from synccache.errors import PlanError
+from synccache.planner.region_steps import RegionSteps
 from synccache.planner.residual_gram import ResidualGram
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class Calibration:
         model: class name; regions: labels of the gaps in order; shape: of the stream they begin on.
         steps, guidance_branches: of the run that was measured; stride: every how many tokens.
         residuals: inner products of the residuals of all runs, for planned schedules.
+        by_region: the same of each region alone, with its seconds and bytes, for ``plan_schedule``.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Calibration:
     stride: int
     drift: tuple[tuple[float, ...], ...]
     residuals: ResidualGram | None = None
+    by_region: RegionSteps | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -80,6 +83,8 @@ class Calibration:
             data["drift"] = tuple(tuple(row) for row in data["drift"])
             if data.get("residuals") is not None:
                 data["residuals"] = ResidualGram.from_plain(data["residuals"])
+            if data.get("by_region") is not None:
+                data["by_region"] = RegionSteps.from_plain(data["by_region"])
             return cls(**data)
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise PlanError(

@@ -45,6 +45,46 @@ def plan_chain(
         chosen, solved = _chosen(problem, mem_budget, cache_ratio, storages, time_limit_seconds)
     except PlanError as error:
         raise PlanError(error.message, where=f"{policy} on {model}", hint=error.hint) from error
+    return _plan(
+        problem, chosen, solved, policy=policy, model=model, mem_budget=mem_budget,
+        cache_ratio=cache_ratio, storages=storages, fingerprint=fingerprint,
+    )  # fmt: skip
+
+
+def plan_kept(
+    problem: ChainProblem,
+    kept: Sequence[Storage],
+    *,
+    policy: str,
+    model: str,
+    mem_budget: int | None = None,
+    fingerprint: Fingerprint | None = None,
+) -> Plan:
+    """The plan in which every gap is a region, kept as a schedule has chosen.
+
+    Raises:  PlanError where that does not fit the budget.
+    """
+    arcs = tuple(arc_of(problem, i, i + 1, storage) for i, storage in enumerate(kept))
+    drift = sum(arc.drift for arc in arcs)
+    return _plan(
+        problem, arcs, Solved(proof=Proof.OPTIMAL, cost=drift, bound=drift, seconds=0.0),
+        policy=policy, model=model, mem_budget=mem_budget, cache_ratio=None,
+        storages=tuple(dict.fromkeys(kept)) or (AS_COMPUTED,), fingerprint=fingerprint,
+    )  # fmt: skip
+
+
+def _plan(
+    problem: ChainProblem,
+    chosen: tuple[Arc, ...],
+    solved: Solved,
+    *,
+    policy: str,
+    model: str,
+    mem_budget: int | None,
+    cache_ratio: float | None,
+    storages: Sequence[Storage],
+    fingerprint: Fingerprint | None,
+) -> Plan:
     return Plan(
         policy=policy,
         model=model,

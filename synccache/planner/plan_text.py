@@ -79,7 +79,7 @@ def _regions(plan: Plan) -> str:
         *_choice_notes(plan),
         *_estimated(plan),
     ]
-    return "\n".join([*_aligned(header, rows, left=(1, 3, 4)), *notes])
+    return "\n".join([*aligned(header, rows, left=(1, 3, 4)), *notes])
 
 
 def _choice_notes(plan: Plan) -> list[str]:
@@ -131,7 +131,7 @@ def _memory(plan: Plan) -> str:
         ("probe and masks", format_bytes(memory.shared_bytes), "shared"),
         ("together", format_bytes(memory.total_bytes), _against_budget(plan)),
     ]
-    return "\n".join(_aligned(("memory on the device", "size", ""), rows, left=(0, 2)))
+    return "\n".join(aligned(("memory on the device", "size", ""), rows, left=(0, 2)))
 
 
 def _away(memory: Memory) -> list[tuple[str, str, str]]:
@@ -170,7 +170,7 @@ def _alternatives(plan: Plan) -> str:
     if all(row.cuts != plan.cuts for row in shown):
         notes.append("(the regions chosen are none of these: those of least drift do not fit)")
     title = "Least drift for each number of regions, budget aside:"
-    return "\n".join([title, *_aligned(header, rows, left=(0,)), *notes])
+    return "\n".join([title, *aligned(header, rows, left=(0,)), *notes])
 
 
 def _shown(plan: Plan) -> list[Alternative]:
@@ -182,7 +182,7 @@ def _shown(plan: Plan) -> list[Alternative]:
     ]
 
 
-def _aligned(header: Sequence[str], rows: _Rows, *, left: Sequence[int]) -> list[str]:
+def aligned(header: Sequence[str], rows: _Rows, *, left: Sequence[int]) -> list[str]:
     """Columns padded to their widest cell, two spaces apart; numbers to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = [

@@ -18,7 +18,7 @@ of the next in this prediction, as they do in a run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, gcd, inf
 from operator import add
 
@@ -27,7 +27,15 @@ from ortools.sat.python import cp_model
 from synccache.errors import PlanError
 from synccache.planner.quantities import checked_amount, checked_count, decimal, format_bytes
 from synccache.planner.schedule_problem import NOT_HELD, ScheduleProblem, SteppedRegion
-from synccache.planner.solver import Deadline, Solved, cost_scale, deadline, solve
+from synccache.planner.solver import (
+    Answer,
+    Deadline,
+    Proof,
+    Solved,
+    cost_scale,
+    deadline,
+    solve,
+)
 from synccache.planner.storage import AS_COMPUTED, Storage
 
 
@@ -63,6 +71,15 @@ class Schedule:
         return sum(row.drift for row in self.rows)
 
     @property
+    def speedup(self) -> float:
+        """Full seconds for each second of this schedule."""
+        return self.full_seconds / self.seconds if self.seconds > 0 else 1.0
+
+    def letters(self, row: RegionSchedule) -> str:
+        """C for each computed step of a region, S for each skipped one."""
+        return _marks(row, self.steps).replace("#", "C").replace(".", "S")
+
+    @property
     def device_bytes(self) -> int:
         """What all residuals take on the device, with copies on their way back from the host."""
         staging = max((row.staged_bytes for row in self.rows), default=0)
@@ -90,36 +107,44 @@ class Schedule:
 def schedule(
     problem: ScheduleProblem,
     *,
-    compute_fraction: float,
+    compute_fraction: float | None = None,
+    max_drift: float | None = None,
     max_bytes: int | None = None,
     storages: Sequence[Storage] = (AS_COMPUTED,),
     time_limit_seconds: float = 30.0,
     workers: int = 2,
 ) -> Schedule:
-    """The schedule of least predicted drift within `compute_fraction` of the full seconds.
+    """The schedule of least predicted drift within `compute_fraction` of the full seconds, or the one
+    of fewest seconds within `max_drift`.
 
     Each skipped step of a region adds the drift of its storage, and the seconds that it loses.
     At the time limit the best schedule found is returned, and its `solved` says so.
 
-    Units:   max_bytes of device memory for all residuals together.
+    Units:   max_bytes of device memory for all residuals together; drift summed over regions and
+             skipped steps.
     Raises:  PlanError where no schedule keeps the rules, with the smallest fraction that does.
     """
-    if not 0 < checked_amount(compute_fraction, "compute_fraction") <= 1:
-        raise PlanError(f"compute_fraction must lie in (0, 1], not {compute_fraction!r}")
-    if max_bytes is not None:
-        checked_count(max_bytes, "max_bytes")
-    if not storages:
-        raise PlanError("storages must name at least one way to keep a residual")
+    _check_asked(compute_fraction, max_drift, max_bytes, storages)
     until = deadline(time_limit_seconds, workers)
     tables = [_least_drifts(problem, region) for region in problem.regions]
     knapsack = _knapsack(problem, _choices(problem, tables, storages), max_bytes)
-    allowed = floor(decimal(compute_fraction) * knapsack.full_units)
-    knapsack.model.add(knapsack.units <= allowed)
-    scale = cost_scale(choice.drift for choice in knapsack.choices)
-    drifts = [round(choice.drift * scale) for choice in knapsack.choices]
-    knapsack.model.minimize(cp_model.LinearExpr.weighted_sum(knapsack.taken, drifts))
-    answer = solve(knapsack.model, until, scale=scale)
+    drift_scale = cost_scale(choice.drift for choice in knapsack.choices)
+    drifts = [round(choice.drift * drift_scale) for choice in knapsack.choices]
+    drift = cp_model.LinearExpr.weighted_sum(knapsack.taken, drifts)
+    if compute_fraction is not None:
+        knapsack.model.add(knapsack.units <= floor(decimal(compute_fraction) * knapsack.full_units))
+        knapsack.model.minimize(drift)
+        answer = solve(knapsack.model, until, scale=drift_scale)
+    else:
+        assert max_drift is not None, "one of the two is asked for"
+        rounding = len(problem.regions) / 2  # of the drifts, each by half a step at most
+        knapsack.model.add(drift <= floor(max_drift * drift_scale + rounding))
+        knapsack.model.minimize(knapsack.units)
+        answer = solve(knapsack.model, until, scale=knapsack.scale)
+        if answer is not None and answer.solved.proof is Proof.OPTIMAL:
+            answer = _least_drift_at(knapsack, answer, drift, until)
     if answer is None:
+        assert compute_fraction is not None, "computing everything has no drift"
         raise _no_schedule(problem, tables, storages, max_bytes, compute_fraction, until)
     rows = [
         _row(problem, choice, tables[choice.index])
@@ -134,6 +159,39 @@ def schedule(
         full_seconds=problem.full_seconds,
         solved=answer.solved,
     )
+
+
+def _check_asked(
+    compute_fraction: float | None,
+    max_drift: float | None,
+    max_bytes: int | None,
+    storages: Sequence[Storage],
+) -> None:
+    if (compute_fraction is None) == (max_drift is None):
+        raise PlanError("a schedule is asked for by compute_fraction or by max_drift, one of them")
+    if compute_fraction is not None and not (
+        0 < checked_amount(compute_fraction, "compute_fraction") <= 1
+    ):
+        raise PlanError(f"compute_fraction must lie in (0, 1], not {compute_fraction!r}")
+    if max_drift is not None:
+        checked_amount(max_drift, "max_drift")
+    if max_bytes is not None:
+        checked_count(max_bytes, "max_bytes")
+    if not storages:
+        raise PlanError("storages must name at least one way to keep a residual")
+
+
+def _least_drift_at(
+    knapsack: _Knapsack, answer: Answer, drift: cp_model.LinearExprT, until: Deadline
+) -> Answer:
+    """Of all schedules as fast as the answer, the one of least drift; the proof stays the answer's."""
+    knapsack.model.add(knapsack.units <= answer.value(knapsack.units))
+    knapsack.model.minimize(drift)
+    for variable in knapsack.taken:
+        knapsack.model.add_hint(variable, answer.value(variable))
+    found = solve(knapsack.model, until)
+    assert found is not None, "the fastest schedule is one"
+    return replace(found, solved=replace(answer.solved, seconds=found.solved.seconds))
 
 
 _Drifts = list[list[float]]
@@ -193,6 +251,7 @@ class _Knapsack:
     taken: Sequence[cp_model.IntVar]
     units: cp_model.LinearExprT
     full_units: int
+    scale: float
 
 
 def _choices(
@@ -251,7 +310,8 @@ def _knapsack(
         for choice in choices
     ]
     total = cp_model.LinearExpr.weighted_sum(taken, units) + fixed
-    return _Knapsack(model, choices, taken, total, fixed + problem.steps * sum(computed))
+    full = fixed + problem.steps * sum(computed)
+    return _Knapsack(model, choices, taken, total, full, scale)
 
 
 def _seconds_lost(problem: ScheduleProblem, choice: _Choice) -> float:
@@ -297,7 +357,7 @@ def _no_schedule(
     return PlanError(
         f"no schedule takes {compute_fraction:.2%} of the compute: {problem.warmup_steps} warm-up "
         f"steps, {problem.last_steps} last steps, at most {problem.max_gap} skipped in a row{limit} "
-        f"need {needed:.2%}",
+        f"need {needed:.2%}, a speed-up of {1 / needed:.2f}",
         hint="Raise compute_fraction, or relax these rules.",
     )
 
