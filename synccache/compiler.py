@@ -125,10 +125,8 @@ def checked_request(
 ) -> Request:  # fmt: skip
     """The arguments of ``compile`` as a checked record."""
     _check_goals(plan, cache_ratio, schedule, target_speedup, max_drift, calibration)
-    if plan is not None and (cache_ratio is not None or storages is not None):
-        raise PlanError(
-            "plan= says already what is held; cache_ratio= and storages= ask for another."
-        )
+    if plan is not None and storages is not None:
+        raise PlanError("plan= says already how residuals are kept; leave storages= out.")
     return Request(
         policy=_policy(policy),
         mem_budget=None if mem_budget is None else parse_bytes(mem_budget),

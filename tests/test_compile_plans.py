@@ -164,5 +164,7 @@ def test_a_plan_larger_than_the_budget_is_refused(tmp_path: Path) -> None:
 def test_a_plan_and_a_wish_for_another_are_refused(tmp_path: Path) -> None:
     plan = saved(tmp_path / "plan.json")
 
-    with pytest.raises(PlanError, match="plan= says already what is held"):
+    with pytest.raises(PlanError, match="plan= and cache_ratio= each say what is skipped"):
         synccache.compile(talking(), SKIPPING, plan=plan, cache_ratio=0.5)
+    with pytest.raises(PlanError, match="plan= says already how residuals are kept"):
+        synccache.compile(talking(), SKIPPING, plan=plan, storages=["float8"])
