@@ -135,9 +135,9 @@ def own_forward(model: nn.Module) -> Callable[..., Any]:
 
 def autocast_state() -> tuple[Any, ...]:
     """(device kind, dtype, enabled) of each kind of autocast region that is open now."""
-    return tuple(
-        (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        for kind in ("cpu", "cuda")
+    return (
+        ("cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")),
+        ("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")),
     )
 
 

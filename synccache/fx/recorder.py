@@ -146,10 +146,9 @@ class Recorder(TorchFunctionMode):
                 out = self._run(lambda: plain_module_call(module, *args, **kwargs), mapped, operands, emit)  # fmt: skip
         finally:
             self.paused = False
-        if path in self.closed:
-            for tensor in flatten(out)[0]:
-                if self._depends_on(tensor):
-                    self._guard(ops.check_shape, tensor, tuple(tensor.shape))
+        for tensor in flatten(out)[0] if path in self.closed else ():
+            if self._depends_on(tensor):
+                self._guard(ops.check_shape, tensor, tuple(tensor.shape))
         return out
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -338,7 +337,7 @@ class Recorder(TorchFunctionMode):
         self._mark(node, 0)
         self._describe(node, tensor, frame=self.frames[0])
         node.meta["opaque"] = target in self._brought
-        self._owned[self._memories.of(tensor)] = target
+        self._owned[node.meta["storage"]] = target
         self._know(tensor, node)
         write = self._hidden.get(storage_key(tensor) or 0)
         return node if write is None else self._renew(tensor, node, write)
@@ -355,10 +354,9 @@ class Recorder(TorchFunctionMode):
         node.meta.update(seconds=0.0, flops=0, frame=self.frame, autocast=autocast_state())
 
     def _describe(self, node: Node, tensor: torch.Tensor, frame: Frame | None = None) -> None:
-        node.meta.update(facts(tensor, self._memories))
-        node.meta.update(frame=frame or self.frame, autocast=autocast_state())
-        node.meta.setdefault("seconds", 0.0)
-        node.meta.setdefault("flops", 0)
+        where = {"frame": frame or self.frame, "autocast": autocast_state()}
+        node.meta.update(facts(tensor, self._memories), **where)
+        node.meta = {"seconds": 0.0, "flops": 0, **node.meta}
 
     def _operands(self, value: Any) -> tuple[Any, list[_Operand]]:
         """A value with nodes for its tensors, and the tensors with their nodes."""

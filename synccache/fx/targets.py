@@ -8,7 +8,9 @@ Tensor.real.__get__(x)                   ->   getattr(x, 'real')
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,23 +59,35 @@ _FACTS = {
 def write_call(graph: Graph, func: Any, name: str, args: Any, kwargs: Any) -> Node:
     """A node for one torch call whose tensors are nodes already."""
     if name == "__setitem__":
-        return graph.call_function(ops.setitem, args, kwargs)
+        return _call(graph, ops.setitem, args, kwargs)
     if name == "__get__":
-        return graph.call_function(getattr, (args[0], func.__self__.__name__))
+        return _call(graph, getattr, (args[0], func.__self__.__name__), {})
     if name == "__set__":
         raise CaptureError(
             f"the forward assigns `.{func.__self__.__name__}` of a tensor ({user_line()}).",
             hint="Write with copy_() instead, or keep that module closed.",
         )
     if name == "type_as":
-        return graph.call_method("to", (args[0], args[1].meta["dtype"]))
+        return _call(graph, "to", (args[0], args[1].meta["dtype"]), {})
     if name in _REVERSED and len(args) == 2:
-        return graph.call_function(_REVERSED[name], (args[1], args[0]))
+        return _call(graph, _REVERSED[name], (args[1], args[0]), {})
     if name in _OPERATORS and not kwargs and len(args) in (1, 2) and isinstance(args[0], Node):
-        return graph.call_function(_OPERATORS[name], args)
+        return _call(graph, _OPERATORS[name], args, {})
     if getattr(torch.Tensor, name, None) is func and isinstance(args[0], Node):
-        return graph.call_method(name, args, kwargs)
-    return graph.call_function(func, args, kwargs)
+        return _call(graph, name, args, kwargs)
+    return _call(graph, func, args, kwargs)
+
+
+def _call(graph: Graph, target: Any, args: Any, kwargs: Any) -> Node:
+    op = "call_method" if isinstance(target, str) else "call_function"
+    return graph.create_node(op, target, args, kwargs, name=_name(target))
+
+
+@cache
+def _name(target: Any) -> str:
+    """A node's name by its target; left to torch.fx, it is spelled anew for every node."""
+    name = target if isinstance(target, str) else target.__name__
+    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name.strip("_")).lower() or "call"
 
 
 def tells_facts(name: str) -> bool:

@@ -9,6 +9,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -202,10 +203,25 @@ class _HiddenWatch(Watch):
 def _flops_of(func: Any) -> Any:
     packet = func._overloadpacket
     if packet in flop_registry:
-        return flop_registry[packet]
+        count = flop_registry[packet]
+        return _of_shapes(unwrap(count)) if hasattr(count, "__wrapped__") else count
     name = packet.__name__
     attention = "scaled_dot_product" in name and "backward" not in name
     return _attention_flops if attention else None
+
+
+def _of_shapes(count: Any) -> Any:
+    """Torch's own function of shapes, without its search for tensors in nested arguments."""
+
+    def of_tensors(*args: Any, out_val: Any, **kwargs: Any) -> int:
+        shapes = [a.shape if isinstance(a, torch.Tensor) else a for a in args]
+        out = (
+            out_val.shape if isinstance(out_val, torch.Tensor) else tuple(t.shape for t in out_val)
+        )
+        named = {k: v.shape if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        return int(count(*shapes, out_shape=out, **named))
+
+    return of_tensors
 
 
 def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
