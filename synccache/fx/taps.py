@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from synccache.errors import MatchError
 from synccache.fx.conditions import SAMPLE, nodes_tagged
-from synccache.fx.dataflow import backward_closure
+from synccache.fx.dataflow import backward_closure, carried
 from synccache.fx.modules import ungated
 from synccache.fx.program import Branch, ResidualProgram
 from synccache.policies import dsl
@@ -205,7 +205,7 @@ def _time_embedding(probe: dsl.TimeEmbedding, program: ResidualProgram, where: s
         if not any(a in inside for a in node.all_input_nodes):
             web.add_edge(_BEFORE, node)
     common = _common_dominator(web, uses)
-    if not isinstance(common, Node) or common.op == "placeholder":
+    if not isinstance(common, Node) or _is_view_of_input(common):
         raise MatchError(
             f"{probe!r}: the {len(uses)} uses of the timestep have no tensor in common that is made "
             "from it.", where=where, hint="Probe modulated(...) of a block instead.",
@@ -214,6 +214,13 @@ def _time_embedding(probe: dsl.TimeEmbedding, program: ResidualProgram, where: s
 
 
 _BEFORE = "before"  # what stands before all that is made of the timestep
+
+
+def _is_view_of_input(node: Node) -> bool:
+    """Whether a value is the timestep itself, in another shape or dtype."""
+    while node.op != "placeholder" and len(carried(node)) == 1:
+        (node,) = carried(node)
+    return node.op == "placeholder"
 
 
 def _common_dominator(web: nx.DiGraph, uses: Iterable[Node]) -> Node | str | None:
