@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import inf, prod
 
@@ -179,7 +179,8 @@ def best_schedules(problem: StepProblem, most: int) -> dict[int, tuple[tuple[int
     A number that the rules do not allow is absent.
     """
     checked_count(most, "computed", least=1)
-    costs = {anchors: _segment_errors(problem, anchors) for anchors in _states(problem)}
+    arrays = _Arrays.of(problem)
+    costs = {a: _segment_errors(problem, a, arrays) for a in _states(problem)}
     layer: dict[Anchors, float] = {(0,): 0.0}
     parents: list[dict[Anchors, Anchors]] = [{}]
     best: dict[int, tuple[tuple[int, ...], float]] = {}
@@ -195,10 +196,10 @@ def best_schedules(problem: StepProblem, most: int) -> dict[int, tuple[tuple[int
 
 def schedule_error(problem: StepProblem, computed: Sequence[int]) -> float:
     """The error that ``best_schedules`` would give this schedule."""
-    total = 0.0
+    total, arrays = 0.0, _Arrays.of(problem)
     for i, end in enumerate([*computed[1:], problem.steps]):
         anchors = tuple(computed[: i + 1][-problem.state :])
-        total += float(_segment_errors(problem, anchors)[end])
+        total += float(_segment_errors(problem, anchors, arrays)[end])
     return total
 
 
@@ -236,8 +237,13 @@ def _trace(end: Anchors, parents: Sequence[dict[Anchors, Anchors]]) -> tuple[int
     return tuple(reversed(steps))
 
 
-def prediction_weights(problem: StepProblem, anchors: Anchors, at: Sequence[int]) -> Matrix:
-    """Weights [len(at), len(anchors)] of the computed steps, oldest first; each row sums to one."""
+def prediction_weights(
+    problem: StepProblem, anchors: Anchors, at: Sequence[int], products: Matrix | None = None
+) -> Matrix:
+    """Weights [len(at), len(anchors)] of the computed steps, oldest first; each row sums to one.
+
+    ``products``: the problem's, if they are at hand as an array.
+    """
     if len(anchors) == 1 or problem.terms is Terms.REUSE:
         weights = np.zeros((len(at), len(anchors)))
         weights[:, -1] = 1.0
@@ -248,7 +254,7 @@ def prediction_weights(problem: StepProblem, anchors: Anchors, at: Sequence[int]
         weights = np.zeros((len(at), len(anchors)))
         weights[:, -2], weights[:, -1] = -ratio, 1.0 + ratio
         return weights
-    products = np.array(problem.gram.products)
+    products = np.array(problem.gram.products) if products is None else products
     return _fitted(products, anchors, list(at), problem.ridge)
 
 
@@ -274,7 +280,20 @@ def interpolation_weights(anchors: Sequence[int], at: int) -> tuple[float, ...]:
     )  # fmt: skip
 
 
-def _segment_errors(problem: StepProblem, anchors: Anchors) -> Matrix:
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """The numbers of a problem, made once for all segments."""
+
+    products: Matrix
+    weights: Matrix
+    between: dict[Anchors, Matrix] = field(default_factory=dict)  # what segments share
+
+    @classmethod
+    def of(cls, problem: StepProblem) -> _Arrays:
+        return cls(np.array(problem.gram.products), _step_weights(problem))
+
+
+def _segment_errors(problem: StepProblem, anchors: Anchors, arrays: _Arrays) -> Matrix:
     """[steps + 1]: the error of computing at anchors[-1], next at the index; inf where forbidden.
 
     The last entry stands for skipping to the end of the trajectory.
@@ -285,12 +304,11 @@ def _segment_errors(problem: StepProblem, anchors: Anchors) -> Matrix:
     if not ends:
         return errors
     skipped = list(range(start + 1, ends[-1]))
-    weight = _step_weights(problem)[skipped]
-    products = np.array(problem.gram.products)
+    weight, products = arrays.weights[skipped], arrays.products
     rows = np.zeros((len(skipped), steps))
     read = anchors[-problem.terms.count :]
     if skipped:
-        rows[:, list(read)] = prediction_weights(problem, read, skipped) * weight[:, None]
+        rows[:, list(read)] = prediction_weights(problem, read, skipped, products) * weight[:, None]
         rows[np.arange(len(skipped)), skipped] -= weight
     sums = np.vstack([np.zeros(steps), np.cumsum(rows, axis=0)])[[b - start - 1 for b in ends]]
     predicted = _lengths(sums, products)
@@ -298,7 +316,10 @@ def _segment_errors(problem: StepProblem, anchors: Anchors) -> Matrix:
     if problem.strength:
         inside = [b for b in ends if b < steps]
         kept = sums[: len(inside)] * (1.0 - problem.strength)
-        kept += problem.strength * _interpolated(problem, anchors, inside, weight)
+        nodes = anchors[-problem.degree :]
+        if nodes not in arrays.between:
+            arrays.between[nodes] = _interpolated(problem, nodes, inside, weight)
+        kept += problem.strength * arrays.between[nodes]
         errors[inside] = _lengths(kept, products) + problem.share * predicted[: len(inside)]
     return errors
 
@@ -310,7 +331,7 @@ def _interpolated(
     start = anchors[-1]
     rows = np.zeros((len(ends), problem.steps))
     for row, end in zip(rows, ends, strict=True):
-        nodes = [*anchors[-problem.degree :], end]
+        nodes = [*anchors, end]
         at = np.arange(start + 1, end)
         for i in nodes:
             factors = [(at - j) / (i - j) for j in nodes if j != i]
