@@ -31,12 +31,11 @@ def mixes(letters: str = LETTERS) -> tuple[Mix, ...]:
     return tuple(found)
 
 
-def plan(strength: float, degree: int = 2) -> Policy:
-    return policies.planned(
-        Constants(
-            letters=LETTERS, timesteps=TIMESTEPS, coefficients=mixes(), strength=strength, degree=degree
-        )
-    )  # fmt: skip
+def plan(strength: float, degree: int = 2, skip: dsl.Skip = dsl.branches) -> Policy:
+    constants = Constants(
+        letters=LETTERS, timesteps=TIMESTEPS, coefficients=mixes(), strength=strength, degree=degree
+    )
+    return policies.planned(constants, skip=skip)
 
 
 Step = Callable[[int, dict[int, Tensor], dict[int, Tensor]], Tensor]
@@ -67,11 +66,14 @@ def sampled(
     return states
 
 
-def owned(strength: float, degree: int, sampler: Sampler) -> dict[int, Tensor]:
+def owned(
+    strength: float, degree: int, sampler: Sampler, whole: bool = False
+) -> dict[int, Tensor]:
     """The same by an integrator that owns the loop: at a computed step it replaces the outputs of the
     skipped steps before it by better ones and integrates again; each was made at the state that the
-    loop was in, and so is the computed one.
+    loop was in, and so is the computed one. ``whole``: what is held is the output less the latents.
     """
+    residual, headed = (whole_residual, whole_headed) if whole else (block_residual, block_headed)
     model, advance, table = talking(), stepping(sampler), {s: (a, w) for s, a, w in mixes()}
     held: list[dict[int, Tensor]] = [{}, {}]
     visited, outputs, parts = {}, {}, {}
@@ -102,7 +104,7 @@ def owned(strength: float, degree: int, sampler: Sampler) -> dict[int, Tensor]:
     return states
 
 
-def residual(model: Talking, latents: Tensor, timestep: float, voice: Tensor) -> Tensor:
+def block_residual(model: Talking, latents: Tensor, timestep: float, voice: Tensor) -> Tensor:
     time, heard = model.time(torch.tensor([[[timestep / 1000]]])), model.listen(voice)
     start = hidden = model.embed(latents)
     for block, injector in zip(model.blocks, model.injectors, strict=True):
@@ -111,8 +113,16 @@ def residual(model: Talking, latents: Tensor, timestep: float, voice: Tensor) ->
     return hidden - start
 
 
-def headed(model: Talking, latents: Tensor, added: Tensor) -> Tensor:
+def block_headed(model: Talking, latents: Tensor, added: Tensor) -> Tensor:
     return model.head(model.embed(latents) + added)
+
+
+def whole_residual(model: Talking, latents: Tensor, timestep: float, voice: Tensor) -> Tensor:
+    return model(latents, torch.tensor([timestep]), voice) - latents
+
+
+def whole_headed(model: Talking, latents: Tensor, added: Tensor) -> Tensor:
+    return latents + added
 
 
 @pytest.mark.parametrize("sampler", Sampler, ids=lambda s: s.value)
@@ -127,6 +137,16 @@ def test_payback_ends_where_an_integrator_that_owns_the_loop_ends(
     last = len(LETTERS)
     assert torch.allclose(found[last], expected[last], rtol=0, atol=2e-5)
     assert not torch.allclose(plain[last], expected[last], rtol=0, atol=2e-4)
+
+
+def test_the_same_in_the_space_of_latents_holds_less() -> None:
+    hidden = synccache.compile(talking(), plan(0.5))
+    latent = synccache.compile(talking(), plan(0.5, skip=dsl.network))
+    found, expected = sampled(latent), owned(0.5, 2, Sampler.EULER, whole=True)
+    sampled(hidden)
+
+    assert torch.allclose(found[len(LETTERS)], expected[len(LETTERS)], rtol=0, atol=2e-5)
+    assert latent.stats().planned_bytes < hidden.stats().planned_bytes
 
 
 def test_a_planned_policy_without_payback_is_its_mask_with_its_weights() -> None:
