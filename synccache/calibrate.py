@@ -23,6 +23,7 @@ from synccache.fx.cached_model import CachedModel
 from synccache.fx.drift import DriftMeter
 from synccache.fx.gram import GramMeter
 from synccache.fx.held import tensor_bytes
+from synccache.fx.planning import digest_of
 from synccache.fx.variant import Variant
 from synccache.planner.calibration import Calibration
 from synccache.planner.region_steps import RegionSteps
@@ -83,6 +84,7 @@ def calibrate(
         stride=stride,
         drift=tuple(tuple(d / gram.clips for d in row) for row in meter.table()),
         residuals=_residuals(gram, sigmas),
+        parameters=digest_of(model),
         by_region=_by_region(gram, variant, len(measuring.stats().decisions)),
     )
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from synccache.compiler import build_variant, checked_request
 from synccache.errors import PlanError, StateError
 from synccache.fx.cached_model import CachedModel
+from synccache.fx.planning import border_shape, digest_of
 from synccache.fx.swap import with_policy
 from synccache.planner.calibration import Calibration
 from synccache.planner.computed_steps import (
@@ -77,6 +78,7 @@ class _Trial:
     sigmas: tuple[float, ...]
     sampler: Sampler
     skip: Skip
+    calibration: Calibration
     advance: Callable[[], object]
     references: dict[int, Tensor] = field(default_factory=dict)
     found: dict[tuple[StepPlan, int], float] = field(default_factory=dict)
@@ -89,6 +91,14 @@ class _Trial:
             raise StateError(f"a run must return the final latents, got {type(out).__name__}.")
         self.advance()
         return out.detach().float()
+
+    def check(self, model: CachedModel) -> None:
+        """Raises PlanError where the calibration belongs to something else."""
+        layout = model.variant.layout
+        self.calibration.check(
+            model=type(model.model).__name__, regions=tuple(r.label for r in layout.regions),
+            shape=border_shape(layout), parameters=digest_of(model.model),
+        )  # fmt: skip
 
     def reference(self, clip: int) -> Tensor:
         """The uncached final latents of a clip."""
@@ -103,6 +113,8 @@ class _Trial:
             self.reference(clip) for clip in wanted
         ]  # recorded before policies are swapped
         model = with_policy(self.base, planned(plan, skip=self.skip)) if wanted else self.base
+        if wanted:
+            self.check(model)
         for clip, reference in zip(wanted, references, strict=True):
             error = (self.run(model, clip) - reference).square().sum() / reference.square().sum()
             ratio = max(float(error), 1e-30) if math.isfinite(float(error)) else 1e30
@@ -149,7 +161,9 @@ def choose_schedule(
     silent = not Console().is_terminal
     with Progress(transient=True, disable=silent) as progress:
         task = progress.add_task("schedules", total=None)
-        trial = _Trial(base, runs, levels, sampler, skip, lambda: progress.advance(task))
+        trial = _Trial(
+            base, runs, levels, sampler, skip, calibration, lambda: progress.advance(task)
+        )
         problems = [
             StepProblem(gram=gram, terms=t, strength=s, early=e)
             for t in terms for s in strengths for e in early

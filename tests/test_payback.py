@@ -66,9 +66,7 @@ def sampled(
     return states
 
 
-def owned(
-    strength: float, degree: int, sampler: Sampler, whole: bool = False
-) -> dict[int, Tensor]:
+def owned(strength: float, degree: int, sampler: Sampler, whole: bool = False) -> dict[int, Tensor]:
     """The same by an integrator that owns the loop: at a computed step it replaces the outputs of the
     skipped steps before it by better ones and integrates again; each was made at the state that the
     loop was in, and so is the computed one. ``whole``: what is held is the output less the latents.

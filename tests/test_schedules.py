@@ -101,3 +101,8 @@ def test_a_calibration_without_noise_levels_is_refused(measured: synccache.Calib
 
     with pytest.raises(PlanError, match="does not know its noise levels"):
         synccache.choose_schedule(talking(), [first], bare, computed=4)
+
+
+def test_a_calibration_of_another_model_is_refused(measured: synccache.Calibration) -> None:
+    with pytest.raises(PlanError, match=r"parameters '.*' there, '.*' here"):
+        synccache.choose_schedule(talking(5), [first], measured, computed=4)

@@ -103,15 +103,20 @@ def make_plan(
     )  # fmt: skip
 
 
+def digest_of(model: nn.Module) -> str:
+    """Of the names, shapes and dtypes of parameters and buffers."""
+    entries = [*model.named_parameters(), *model.named_buffers()]
+    return parameters_digest(
+        (name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in entries
+    )
+
+
 def fingerprint(model: nn.Module, policy: Policy, program: ResidualProgram) -> Fingerprint:
     """What a plan for this model, policy and these shapes may be used with."""
-    entries = [*model.named_parameters(), *model.named_buffers()]
     stream = program.of_stream(main_stream(program))[0].before
     return Fingerprint(
         model=type(model).__name__,
-        parameters=parameters_digest(
-            (name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in entries
-        ),
+        parameters=digest_of(model),
         resolution=tuple(stream.meta["shape"]),
         policy=repr(policy),
     )
@@ -157,7 +162,9 @@ def _drift(model: nn.Module, request: Request, layout: Layout) -> KnownDrift | N
     shape = border_shape(layout)
     given = request.calibration
     if given is not None:
-        given.check(model=type(model).__name__, regions=labels, shape=shape)
+        given.check(
+            model=type(model).__name__, regions=labels, shape=shape, parameters=digest_of(model)
+        )
         return KnownDrift(given.drift, DriftSource.CALIBRATION, max(1, given.steps - 1))
     found = request.drift
     if found is None or (found.regions, found.shape) != (labels, shape):

@@ -18,7 +18,8 @@ class Calibration:
     """``drift[i][j]`` = gamma of gaps i..j-1 as one segment, summed over the steps of one run.
 
     Attributes:
-        model: class name; regions: labels of the gaps in order; shape: of the stream they begin on.
+        model: class name; parameters: digest of their names, shapes and dtypes, not of values.
+        regions: labels of the gaps in order; shape: of the stream they begin on.
         steps, guidance_branches: of the run that was measured; stride: every how many tokens.
         residuals: inner products of the residuals of all runs, for planned schedules.
         by_region: the same of each region alone, with its seconds and bytes, for ``plan_schedule``.
@@ -33,6 +34,7 @@ class Calibration:
     drift: tuple[tuple[float, ...], ...]
     residuals: ResidualGram | None = None
     by_region: RegionSteps | None = None
+    parameters: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -47,16 +49,19 @@ class Calibration:
                 f"{SCHEMA_VERSION}.", hint="Calibrate again.",
             )  # fmt: skip
 
-    def check(self, *, model: str, regions: tuple[str, ...], shape: tuple[int, ...]) -> None:
-        """Raises PlanError naming what differs from the model at hand."""
+    def check(
+        self, *, model: str, regions: tuple[str, ...], shape: tuple[int, ...], parameters: str = ""
+    ) -> None:  # fmt: skip
+        """Raises PlanError naming what differs from the model at hand; "" is not known."""
         wrong = [
             f"{name} {mine!r} there, {theirs!r} here"
             for name, mine, theirs in (
                 ("model", self.model, model),
                 ("number of regions", len(self.regions), len(regions)),
+                ("parameters", self.parameters, parameters),
                 ("stream shape", self.shape, shape),
             )
-            if mine != theirs
+            if mine != theirs and (name != "parameters" or (mine and theirs))
         ]
         wrong = wrong or [f"region {i}: {a} there, {b} here"
                           for i, (a, b) in enumerate(zip(self.regions, regions)) if a != b]  # fmt: skip
