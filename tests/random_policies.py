@@ -134,11 +134,18 @@ anchored = st.builds(
     conditions,
     selectors,
 )  # TwoAnchor needs a probe of its own kind
+SHARES = st.floats(0.01, 1)
+SEEDS = st.integers(0, 99)
+tokens: st.SearchStrategy[dsl.Tokens] = st.one_of(
+    st.builds(dsl.OnePerCluster, st.integers(1, 64), SHARES, st.integers(1, 9), SEEDS, selectors),
+    st.builds(dsl.TopTokens, st.sampled_from(dsl.Score), SHARES, SHARES, st.integers(1, 4), SEEDS),
+)
 rules = st.one_of(
     st.builds(
         dsl.Rule, skips, conditions, predictors.filter(lambda p: not isinstance(p, dsl.TwoAnchor))
     ),
     st.builds(dsl.Rule, skips, anchored, predictors),
+    st.builds(dsl.Rule, st.builds(dsl.Modules, selectors), conditions, by_steps, tokens),
 )
 policies = st.builds(
     dsl.Policy, NAMES, st.lists(rules, max_size=3).map(tuple), st.sampled_from(dsl.Leader)

@@ -20,6 +20,7 @@ from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
 from synccache.fx.taps import anchor_probe, kept, prediction_node
 from synccache.fx.tensors import peak_bytes
+from synccache.fx.tokens import state_bytes
 from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_table
 from synccache.planner.problem import LowerOrder, Table
 from synccache.planner.storage import Form
@@ -77,6 +78,8 @@ def probe_bytes(
         by_leader += sum(_kept_bytes(found, program, *item) for item in kept(signals))
         if isinstance(found.rule.reuse, TwoAnchor):
             by_branch += 2 * size_bytes(found.taps[anchor_probe(found.rule)].after)
+        if found.rule.tokens is not None:
+            by_branch += state_bytes(found, program)
     return (by_branch, by_leader) if leader is FIRST_BRANCH else (by_branch + by_leader, 0)
 
 

@@ -83,6 +83,14 @@ class Held:
             self.park()
         return found
 
+    def move(self, by: Tensor) -> None:
+        """Adds ``by`` to every tensor: forecasts move with it, and their slopes stay as they are."""
+        for stored, tensor in zip(self._stored, self.tensors()):
+            stored.on_device = _formed(tensor + by, self.storage.form)
+            stored.on_host, stored.event = (), None
+        if self.storage.place is Place.HOST:
+            self.park()
+
     def park(self) -> None:
         """Leaves what may lie in main memory there alone, so that its device memory is free."""
         if self.storage.place is Place.DEVICE:

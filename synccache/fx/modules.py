@@ -35,7 +35,7 @@ def module_outputs(
         MatchError: a branch's gate is inside the addition itself (``addcmul``), and it is to be held
             with its gate.
     """
-    moves = _moving(program)
+    moves = moving(program)
     found = {}
     for index in sorted(branches):
         branch = program.branches[index]
@@ -54,7 +54,7 @@ def module_outputs(
     return found
 
 
-def _moving(program: ResidualProgram) -> Callable[[Node], bool]:
+def moving(program: ResidualProgram) -> Callable[[Node], bool]:
     """Whether the noisy latents reach a value."""
     bits = noisy_inputs(program.captured, program.tags)
     return lambda node: bool(program.captured.depends[node] & bits)
@@ -62,7 +62,7 @@ def _moving(program: ResidualProgram) -> Callable[[Node], bool]:
 
 def ungated(branch: Branch, program: ResidualProgram) -> Node:
     """What a branch adds, without the factors that the noisy latents do not reach."""
-    moves = _moving(program)
+    moves = moving(program)
     addends = [a for a in branch.addends if moves(a)]
     if len(addends) != 1:
         return branch.addends[0]

@@ -10,8 +10,9 @@ Legal graph in, legal graph out; the recorded program is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -26,20 +27,19 @@ from synccache.fx.emit import (
     Key,
     assemble,
     call_graph,
-    copy_item,
     is_free,
     nodes_in,
     write_items,
-    written_between,
 )
-from synccache.fx.gate import Gate, Settle
 from synccache.fx.match import RuleMatch
+from synccache.fx.modules import moving
 from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region, Run, RunForm
-from synccache.fx.runtime import AudioWrites, Holding, Invariant, SkipRegion
+from synccache.fx.runtime import Holding, Invariant, SkipRegion
 from synccache.fx.shadow import shadow_items
-from synccache.fx.taps import main_stream, prediction_node
+from synccache.fx.tokens import TokenRegion, token_branches
+from synccache.fx.watchers import cluster_items, gate_items, tap_item, write_taps
 from synccache.policies import dsl
 
 TOP = "top"
@@ -72,7 +72,8 @@ def rewrite(
         measure: also show every region boundary to the call's drift meter.
     """
     live = _live(captured, matches, layout)
-    unit_of = _units(captured, live, layout, hoisted)
+    beside = {n for i, m in enumerate(matches) if program for n in _beside(i, m, program, layout)}
+    unit_of = _units(captured, live, layout, hoisted, beside)
     ends = {run.end: region.index for region in layout.regions for run in region.runs}
 
     def visible(node: Node, unit: Hashable) -> bool:
@@ -98,20 +99,25 @@ def rewrite(
     for unit, lines in sorted(placed.items(), key=lambda kv: min(i.position for i in kv[1])):
         if _is_invariant(unit):
             wanted = set().union(*(found for other, found in uses.items() if other != unit))
+            if not any(d in wanted or _is_output(d) for line in lines for d in line.defs):
+                continue  # an argument of modules that were opened, which nothing reads
             item, label = _invariant_item(emitter, unit[1], lines, wanted, f"{name}.")  # type: ignore[index]
             names.append(label)
         else:
-            item = _region_item(emitter, layout.regions[unit[1]], kept[unit[1]], lines)  # type: ignore[index]
+            region = layout.regions[unit[1]]  # type: ignore[index]
+            made = partial(_made, matches[region.rule], program)
+            item = _region_item(emitter, region, kept[region.index], lines, made)
         items.append(item)
     for i, matched in enumerate(matches):
-        items += _gate_items(i, matched, layout, captured.graph, program)
+        items += gate_items(i, matched, layout, captured.graph, program)
+        items += cluster_items(i, matched, program)
         if program is not None:
             items += shadow_items(emitter, i, matched, program, {d for x in items for d in x.defs})
     if find_mask and program is not None:
-        items += _write_taps(program, layout, {d for item in items for d in item.defs})
+        items += write_taps(program, layout, {d for item in items for d in item.defs})
     if measure:
         items += [
-            _tap_item(node, BoundaryTap(side, region.index, i), f"drift_{side}_{region.index}_{i}")
+            tap_item(node, BoundaryTap(side, region.index, i), f"drift_{side}_{region.index}_{i}")
             for region in layout.regions
             for i, run in enumerate(region.runs)
             for side, node in (("start", _measured_start(run)), ("end", run.end))
@@ -130,6 +136,10 @@ def rewrite(
     module = assemble(model, captured, graph, name, children)
     assert isinstance(module, GraphModule)
     return Rewritten(module, layout.regions, tuple(names), len(matches))
+
+
+def _is_output(key: Key) -> bool:
+    return isinstance(key, Node) and any(u.op == "output" for u in key.users)
 
 
 def _is_invariant(unit: Hashable) -> bool:
@@ -184,10 +194,19 @@ def _lasting(write: Node) -> bool:
     return False
 
 
+def _beside(rule: int, matched: RuleMatch, program: ResidualProgram, layout: Layout) -> set[Node]:
+    """What a region that runs token by token makes without the latents (modulation, perhaps one row a
+    token): made outside it, so that the region takes rows of it."""
+    chosen, moves = token_branches(matched, program), moving(program)
+    bodies = [r.body for r in layout.regions if r.rule == rule and r.branches[0].index in chosen]
+    return {n for body in bodies for n in body if not moves(n)}
+
+
 def _units(
-    captured: Captured, live: set[Node], layout: Layout, hoisted: dict[Node, int]
-) -> dict[Node, Hashable]:
-    region_of = {n: r.index for r in layout.regions for n in r.body}
+    captured: Captured, live: set[Node], layout: Layout, hoisted: dict[Node, int],
+    beside: set[Node],
+) -> dict[Node, Hashable]:  # fmt: skip
+    region_of = {n: r.index for r in layout.regions for n in r.body if n not in beside}
     ends = {run.end for r in layout.regions for run in r.runs}
     units: dict[Node, Hashable] = {}
     for node in captured.graph.nodes:
@@ -242,8 +261,8 @@ def _invariant_item(
     others = [n for n in inputs if n not in guards]
     outputs = [
         n for n in sorted((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])
-        if n in wanted or any(u.op == "output" for u in n.users)
-    ] or [max((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])]  # fmt: skip
+        if n in wanted or _is_output(n)
+    ]  # fmt: skip
     label = "_and_".join(_names(captured, guards))
     name = f"invariant_{label}" if label else "constants_once"
     body = emitter.build(items, [*guards, *others], outputs, name)
@@ -270,7 +289,25 @@ def _uses(items: list[Item]) -> set[Key]:
     return {u for i in items for u in i.uses}
 
 
-def _region_item(emitter: Emitter, region: Region, keep: Keep, items: list[Item]) -> Item:
+def _made(matched: RuleMatch, program: ResidualProgram | None, region: Region) -> Any:
+    """The class of a region's module, and what to tell it: token by token where the rule says so."""
+    chosen = token_branches(matched, program) if program is not None else {}
+    branch = region.branches[0]
+    if len(region.branches) > 1 or branch.index not in chosen:
+        return SkipRegion
+    tokens, aside = matched.rule.tokens, chosen[branch.index]
+    assert tokens is not None
+
+    def make(*args: Any, **kwargs: Any) -> TokenRegion:
+        region_module = TokenRegion(*args, **kwargs)
+        return region_module.set_tokens(tokens, aside=aside, rule=region.rule, label=branch.label)
+
+    return make
+
+
+def _region_item(
+    emitter: Emitter, region: Region, keep: Keep, items: list[Item], made: Callable[[Region], Any]
+) -> Item:
     inputs, _, inside = _external(items)
     starts = list(dict.fromkeys(run.start for run in region.runs if run.start is not None))
     ends = [run.end for run in region.runs]
@@ -288,7 +325,7 @@ def _region_item(emitter: Emitter, region: Region, keep: Keep, items: list[Item]
     visual = sum(b.flops for b in region.branches if dsl.AUDIO not in b.reads)
     body = emitter.build(items, ordered, ends, name)
     flops, seconds = _cost(inside)
-    module = SkipRegion(
+    module = made(region)(
         body,
         region.index,
         keep.predictor,
@@ -331,82 +368,3 @@ def _measured_start(run: Run) -> Node:
             hint="Calibrate a policy that skips segments(...) or selectors.",
         )
     return run.start
-
-
-def _gate_items(
-    index: int, matched: RuleMatch, layout: Layout, graph: Graph, program: ResidualProgram | None
-) -> list[Item]:
-    """The gate's line, copies of probed values whose memory is written to before it runs, and a line
-    behind the model's output where the gate watches that."""
-    probes = [n for taps in matched.taps.values() for n in taps.nodes]
-    runs = tuple(
-        (r.index, i) for r in layout.regions if r.rule == index for i in range(len(r.runs))
-    )
-    last = max((_position(n) for n in probes), default=-1)
-    early = [n for n in dict.fromkeys(probes) if written_between(graph, n, _position(n), last)]
-    late = any(written_between(graph, n, last, len(graph.nodes)) for n in probes)
-    module = Gate(index, matched, runs, late)
-    keys: list[Key] = [(f"copy for gate {index}", n) if n in early else n for n in probes]
-
-    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
-        args = (value("call"), *map(value, keys))
-        node = graph.create_node("call_module", f"gate_{index}", args, {}, name=f"skip_{index}")
-        node.meta.update(module=module, origin="")
-        return {f"gate {index}": node}
-
-    gate = Item(last + 0.5, frozenset(keys), frozenset({f"gate {index}"}), frozenset(), write)
-    behind = [] if program is None or not module.settles else [_settle_item(module, program)]
-    return [*(copy_item(n, (f"copy for gate {index}", n)) for n in early), gate, *behind]
-
-
-def _settle_item(gate: Gate, program: ResidualProgram) -> Item:
-    output, skip = prediction_node(program), f"gate {gate.rule}"
-
-    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
-        args = (value("call"), value(skip), value(output))
-        name = f"after_{gate.rule}"
-        graph.create_node("call_module", name, args, {}, name=name).meta.update(
-            module=Settle(gate), origin=""
-        )
-        return {}
-
-    position = len(program.captured.graph.nodes) + gate.rule
-    return Item(float(position), frozenset([skip, output]), frozenset(), frozenset(), write)
-
-
-def _position(node: Node) -> int:
-    return int(node.meta["position"])
-
-
-def _write_taps(program: ResidualProgram, layout: Layout, visible: set[Key]) -> list[Item]:
-    """One line behind each live audio branch of the main stream that measures what it adds; not
-    behind branches inside a module that is called whole."""
-    stream = main_stream(program)
-    skipped = {b.index for r in layout.regions for b in r.branches}
-    found = [
-        b for b in program.of_stream(stream)
-        if dsl.AUDIO in b.reads and b.index not in skipped and len(b.addends) == 1
-        and b.addends[0] in visible
-    ]  # fmt: skip
-    return [
-        _tap_item(b.addends[0], AudioWrites(_tokens(b.before)), f"audio_writes_{i}")
-        for i, b in enumerate(found)
-    ]
-
-
-def _tokens(node: Node) -> int:
-    tokens = 1
-    for size in node.meta["shape"][1:-1]:
-        tokens *= size
-    return tokens
-
-
-def _tap_item(node: Node, module: nn.Module, name: str) -> Item:
-    """A line that shows a value to a module and makes nothing."""
-
-    def write(graph: Graph, value):  # type: ignore[no-untyped-def]
-        line = graph.create_node("call_module", name, (value("call"), value(node)), {}, name=name)
-        line.meta.update(module=module, origin="")
-        return {}
-
-    return Item(node.meta["position"] + 0.25, frozenset([node]), frozenset(), frozenset(), write)

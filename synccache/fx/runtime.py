@@ -40,6 +40,7 @@ class BranchState:
     seconds_saved: float = 0.0  # the same, in seconds of the recorded forward
     forced: int = 0  # steps computed only because the branch held nothing yet
     writes: Tensor | None = None  # per token, how strongly audio branches wrote; [batch, tokens]
+    tokens: dict[int, Any] = field(default_factory=dict)  # by rule: TokenState
     owed: Owed = field(default_factory=Owed)  # what the next computed step pays back
     layout: Any = None  # the regions that ``held`` belongs to
     recording: Any = None  # what ``gates`` belong to
@@ -52,6 +53,7 @@ class BranchState:
         if self.layout is layout:
             return
         self.held, self.owed, self.layout = {}, Owed(), layout
+        self.tokens = {}
         if recording is not None and self.recording is recording:
             for gate in self.gates.values():
                 gate.forget_held()
@@ -383,6 +385,8 @@ def bytes_held(trajectory: Trajectory) -> int:
             add(list(held.parts(Place.DEVICE)))
         for gate in state.gates.values():
             add(gate.tensors())
+        for tokens in state.tokens.values():
+            add(tokens.tensors())
         add(state.writes)
         add(state.owed.tensors())
     for entries in trajectory.kept.values():

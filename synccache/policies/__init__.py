@@ -17,6 +17,7 @@ from synccache.errors import PolicyError
 from synccache.policies.asymmetric import asymmetric
 from synccache.policies.avatar_schedule import avatar_schedule
 from synccache.policies.blockdance import blockdance
+from synccache.policies.clusca import clusca
 from synccache.policies.combine import only as only
 from synccache.policies.combine import switch as switch
 from synccache.policies.confidence_taylor import confidence_taylor
@@ -24,8 +25,10 @@ from synccache.policies.dbcache import dbcache
 from synccache.policies.delta_dit import delta_dit
 from synccache.policies.dicache import dicache
 from synccache.policies.dsl import Policy
+from synccache.policies.duca import duca
 from synccache.policies.easycache import easycache
 from synccache.policies.exact import exact
+from synccache.policies.fastercache import fastercache
 from synccache.policies.first_block_cache import first_block_cache
 from synccache.policies.fora import fora
 from synccache.policies.freqca import freqca
@@ -42,17 +45,21 @@ from synccache.policies.step_mask import step_mask
 from synccache.policies.taylorseer import taylorseer
 from synccache.policies.taylorseer_lite import taylorseer_lite
 from synccache.policies.teacache import teacache
+from synccache.policies.toca import toca
 
 __all__ = [
     "asymmetric",
     "avatar_schedule",
     "blockdance",
+    "clusca",
     "confidence_taylor",
     "dbcache",
     "delta_dit",
     "dicache",
+    "duca",
     "easycache",
     "exact",
+    "fastercache",
     "first_block_cache",
     "fora",
     "freqca",
@@ -67,6 +74,7 @@ __all__ = [
     "taylorseer",
     "taylorseer_lite",
     "teacache",
+    "toca",
 ]
 
 LIBRARY: Mapping[str, Callable[..., Policy]] = MappingProxyType(

@@ -15,6 +15,7 @@ from synccache.policies.probes import Output, Residual
 from synccache.policies.selectors import Modules, Network, Segments, Selector, Skip, Values, Whole
 from synccache.policies.signals import check_late, measured_signals
 from synccache.policies.thresholds import thresholds, with_threshold
+from synccache.policies.tokens import Tokens
 
 
 class Leader(enum.Enum):
@@ -41,8 +42,13 @@ class Rule:
     skip: Skip
     when: Condition
     reuse: Predictor = field(default_factory=Hold)
+    tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
+        if self.tokens is not None:
+            expect(self.tokens, Tokens, "what Rule(tokens=...) takes", "E.g. one_per_cluster().")
+            hint = "Skip modules(...): they hold what each branch makes of each token."
+            expect(self.skip, Modules, "what a rule with tokens= skips", hint)
         select = "Select branches, e.g. blocks[1:]."
         expect(self.skip, SKIPS, "what Rule(skip=...) takes", select)
         expect(self.when, Condition, "what Rule(when=...) takes", "Compare a signal with a number.")
