@@ -1,7 +1,9 @@
 """The policy language: what it says, what it prints, and what it refuses in the author's words."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +61,25 @@ def test_equal_policies_hash_alike(policy: Policy) -> None:
 def test_every_word_of_the_language_is_listed_and_importable() -> None:
     assert [name for name in dsl.__all__ if not hasattr(dsl, name)] == []
     assert sorted(dsl.__all__, key=lambda n: (not n.isupper(), n.islower(), n)) == dsl.__all__
+
+
+# Names that the compiler reads policies with; nobody writes them into a policy.
+INTERNAL = {
+    "COUNTERS", "MEASURED", "PROBES", "SELECTING", "SKIPS", "TAGS", "check_late", "late",
+    "measured_signals", "parts", "selector_of", "weights_of",
+}  # fmt: skip
+
+
+def test_every_word_of_the_language_is_in_its_reference() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "policies.md").read_text()
+    words = [name for name in dsl.__all__ if name.islower() or name.isupper()]
+    words += [word.__name__ for word in vars(dsl).values() if is_predictor(word)]
+
+    assert [w for w in words if w not in INTERNAL and not re.search(rf"\b{w}\b", page)] == []
+
+
+def is_predictor(word: object) -> bool:
+    return isinstance(word, type) and issubclass(word, dsl.Predictor) and word is not dsl.Predictor
 
 
 @pytest.mark.parametrize(

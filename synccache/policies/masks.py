@@ -1,9 +1,9 @@
 """Step masks made for a number of steps: cache-dit's SCM bins, and the flattest steps of a trajectory.
 
->>> scm("fast", 28)
-Steps(letters='CCCCCCSCSSSCSSSSCSSSSSCSSSSC')
->>> flattest((9.0, 0.0, 0.1, 2.0, 0.2, 9.0), count=2)
-Steps(letters='CSSCCC')
+>>> scm("fast", 28).letters
+'CCCCCCSCSSSCSSSSCSSSSSCSSSSC'
+>>> flattest((9.0, 0.0, 0.1, 2.0, 0.2, 9.0), count=2).letters
+'CSSCCC'
 """
 
 from __future__ import annotations
