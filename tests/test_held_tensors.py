@@ -14,7 +14,8 @@ import synccache
 from synccache import policies
 from synccache.policies.dsl import TEXT, Linear, Policy, TimeEmbedding, branches
 
-BLOCKS, MODULES, STEPS = 3, 3, 10
+BLOCKS, MODULES = 3, 3
+STEPS, RUN = 10, 50  # the first steps of a run
 SPEC = Spec(audio=Audio.NONE, blocks=BLOCKS, tokens_per_frame=6)
 ATTENTIONS = 2  # in each block: to itself and to the text
 
@@ -64,7 +65,7 @@ def test_a_method_holds_as_many_tensors_as_published(
 ) -> None:
     case = build(SPEC)
     compiled = synccache.compile(case.model, policy)
-    compiled.begin(steps=STEPS)
+    compiled.begin(steps=RUN)
     for k, timestep in enumerate(timesteps(STEPS)):
         args, kwargs = case.new_inputs(k, timestep)
         with torch.no_grad():
