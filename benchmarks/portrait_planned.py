@@ -186,7 +186,9 @@ class Bench:
             path.write_text(json.dumps(known, indent=1))
         return known[f"{self.name} {name}"]
 
-    def chosen(self, moves: int) -> StepPlan:
+    def chosen(
+        self, moves: int, strengths: tuple[float, ...], early: tuple[float, ...]
+    ) -> StepPlan:
         """The plan that came closest on the calibration clips."""
         path = self.folder / f"plan_{self.name.replace(':', '_')}.json"
         if not path.exists():
@@ -198,7 +200,8 @@ class Bench:
             found = synccache.choose_schedule(
                 portrait().model, runs, calibration(self.folder), computed=self.computed,
                 sigmas=levels(self.steps), terms=(Terms.LINEAR, Terms.FITTED_3), moves=moves,
-                gates=(teacache_linear,), base=self.base,
+                gates=(teacache_linear,), base=self.base, strengths=strengths, early=early,
+                finalists=3,
             )  # fmt: skip
             print(f"{self.name}: {found}\nin {time.perf_counter() - started:.0f} s", flush=True)
             found.plan.save(path)
@@ -312,6 +315,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--policy", action="append", help="only these names; `planned` is one")
     parser.add_argument("--moves", type=int, default=12)
+    parser.add_argument("--strengths", type=float, nargs="+", default=(0.0, 0.5, 1.0))
+    parser.add_argument("--early", type=float, nargs="+", default=(0.0, 0.5, 1.0))
     parser.add_argument("--plan-of", help="take the plan that was chosen for this cell")
     options = parser.parse_args()
     options.out.mkdir(exist_ok=True)
@@ -330,7 +335,12 @@ def main() -> None:
                         options.out, (cell[0], cell[1], float(source.split(":")[2])), options.clips
                     )
                 )
-                bench.measure(name, policies.planned(owner.chosen(options.moves)))
+                bench.measure(
+                    name,
+                    policies.planned(
+                        owner.chosen(options.moves, tuple(options.strengths), tuple(options.early))
+                    ),
+                )
             elif name in GATED:
                 bench.measure(name, GATED[name](bench.threshold(name)))
             else:
