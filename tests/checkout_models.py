@@ -14,6 +14,7 @@ The model files run as they are. What stands in the way of a run without a GPU i
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import os
@@ -157,7 +158,7 @@ def _hunyuan_avatar(checkout: Path) -> _Built:
     )  # fmt: skip
     model = module.HYVideoDiffusionTransformer(
         settings, in_channels=4, out_channels=4, hidden_size=3072, num_heads=24,
-        mlp_width_ratio=1 / 32, depth_double_blocks=4, depth_single_blocks=3,
+        mlp_width_ratio=1 / 32, depth_double_blocks=4, depth_single_blocks=2,
         rope_dim_list=[16, 56, 56],
     )  # fmt: skip
 
@@ -185,10 +186,128 @@ def _hunyuan_avatar(checkout: Path) -> _Built:
     return model, inputs, conditions
 
 
+def _infinitetalk(checkout: Path) -> _Built:
+    """WanModel with two speakers, whose tokens are told apart by attention maps."""
+    _doors(checkout, "wan", "wan.modules", "wan.utils")
+    _distributed()
+    importlib.import_module("diffusers.models.modeling_utils")  # before it can see what stands in
+    attention = _stand_in("xformers.ops", memory_efficient_attention=padded_attention)
+    _stand_in("xformers", __path__=[], ops=attention)
+    for name in (
+        "imageio",
+        "soundfile",
+        "torchvision",
+        "skimage",
+    ):  # read by tools, not by the model
+        _stand_in(name, color=None)
+    importlib.import_module("wan.modules.attention").flash_attention = padded_attention
+    importlib.import_module("wan.utils.multitalk_utils").torch_gc = lambda: (
+        None
+    )  # empties a GPU's cache
+    module = importlib.import_module("wan.modules.multitalk_model")
+    model = module.WanModel(
+        in_dim=12, dim=24, ffn_dim=48, freq_dim=16, text_dim=TEXT, out_dim=4, num_heads=2, num_layers=4,
+        text_len=8, intermediate_dim=8, output_dim=12, context_tokens=4,
+    )  # fmt: skip
+    model.disable_teacache()
+
+    def inputs(seed: int, timestep: float, branch: int = 0, size: int = 0) -> Inputs:
+        frames, side = 3 + size, 8
+        return ([_normal(seed, 4, frames, side, side)], _time(timestep)), {
+            "context": [_fixed(100 + branch, 5, TEXT)],
+            "seq_len": frames * 16,
+            "clip_fea": _fixed(103, 1, 257, 1280),
+            "y": [_fixed(104, 8, frames, side, side)],
+            "audio": _fixed(102 + 10 * branch, 2, 4 * (frames - 1) + 1, 5, 12, 768),
+            "ref_target_masks": _thirds(side),
+        }
+
+    return model, inputs, {"reference": ["clip_fea", "y"], "mask": ["ref_target_masks"]}
+
+
+def _omniavatar(checkout: Path) -> _Built:
+    """WanModel with a projected audio map added before the first half of its blocks."""
+    _doors(checkout, "OmniAvatar", "OmniAvatar.models", "OmniAvatar.utils")
+    _distributed()
+    _stand_in("OmniAvatar.utils.io_utils", hash_state_dict_keys=None)  # reads checkpoints
+    settings = argparse.Namespace(use_audio=True, sp_size=1)
+    _stand_in("OmniAvatar.utils.args_config", args=settings)
+    model = importlib.import_module("OmniAvatar.models.wan_video_dit").WanModel(
+        dim=24, in_dim=12, ffn_dim=48, out_dim=4, text_dim=TEXT, freq_dim=16, eps=1e-6,
+        patch_size=(1, 2, 2), num_heads=2, num_layers=6, has_image_input=False,
+    )  # fmt: skip
+
+    def inputs(seed: int, timestep: float, branch: int = 0, size: int = 0) -> Inputs:
+        frames, side = 2 + size, 8
+        latents, first = (
+            _normal(seed, 1, 4, frames, side, side),
+            _fixed(104, 1, 8, frames, side, side),
+        )
+        return (latents, _time(timestep), _fixed(100 + branch, 1, 5, TEXT)), {
+            "y": first,
+            "audio_emb": _fixed(102 + 10 * branch, 1, 4 * (frames - 1) + 1, 10752),
+        }
+
+    return model, inputs, {"reference": ["y"]}
+
+
+def _fantasytalking(checkout: Path) -> _Built:
+    """Its own Wan with audio merged into the text cross-attention by attention processors."""
+    _doors(checkout, "diffsynth", "diffsynth.models")
+    _stand_in("diffsynth.models.utils", hash_state_dict_keys=None)  # reads checkpoints
+    module = importlib.import_module("diffsynth.models.wan_video_dit")
+    module.flash_attention = padded_attention
+    model = module.WanModel(
+        model_type="i2v", in_dim=12, dim=24, ffn_dim=48, freq_dim=16, text_dim=TEXT, out_dim=4,
+        num_heads=2, num_layers=4, text_len=8, cross_attn_norm=True,
+    )  # fmt: skip
+    importlib.import_module("model").FantasyTalkingAudioConditionModel(model, 12, 12)
+
+    def inputs(seed: int, timestep: float, branch: int = 0, size: int = 0) -> Inputs:
+        frames, side = 2 + size, 8
+        return ([_normal(seed, 4, frames, side, side)], _time(timestep)), {
+            "context": [_fixed(100 + branch, 5, TEXT)],
+            "seq_len": frames * 16,
+            "clip_fea": _fixed(103, 1, 257, 1280),
+            "y": [_fixed(104, 8, frames, side, side)],
+            "audio_proj": _fixed(102 + 10 * branch, 1, frames, 3, 12),
+            "latents_num_frames": frames,
+        }
+
+    return model, inputs, {"reference": ["clip_fea", "y"]}
+
+
+def _distributed() -> None:
+    """Sequence parallelism over several devices, which one device does not call."""
+    names = ("get_sequence_parallel_rank", "get_sequence_parallel_world_size", "get_sp_group")
+    for package in ("xfuser", "xfuser.core"):
+        _stand_in(package, __path__=[])
+    _stand_in("xfuser.core.distributed", **dict.fromkeys(names))
+
+
 @functools.cache
 def _ones(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.ones(shape, dtype=dtype)
 
 
-_BUILDERS = {"wan22_s2v": _wan22_s2v, "hunyuan_avatar": _hunyuan_avatar}
-VARIABLES = {"wan22_s2v": "SYNCCACHE_WAN22", "hunyuan_avatar": "SYNCCACHE_HUNYUAN_AVATAR"}
+@functools.cache
+def _thirds(side: int) -> Tensor:
+    """Masks of the left speaker, the right one, and what is between them."""
+    third = torch.arange(side) * 3 // side
+    return torch.stack([(third == k).float().expand(side, side) for k in (0, 2, 1)])
+
+
+_BUILDERS = {
+    "wan22_s2v": _wan22_s2v,
+    "hunyuan_avatar": _hunyuan_avatar,
+    "infinitetalk": _infinitetalk,
+    "omniavatar": _omniavatar,
+    "fantasytalking": _fantasytalking,
+}
+VARIABLES = {
+    "wan22_s2v": "SYNCCACHE_WAN22",
+    "hunyuan_avatar": "SYNCCACHE_HUNYUAN_AVATAR",
+    "infinitetalk": "SYNCCACHE_INFINITETALK",
+    "omniavatar": "SYNCCACHE_OMNIAVATAR",
+    "fantasytalking": "SYNCCACHE_FANTASYTALKING",
+}

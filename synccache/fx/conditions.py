@@ -41,7 +41,7 @@ def tag_inputs(
     _mark_sample(captured, tags)
     for tag, wanted in (conditions or {}).items():
         for name in (wanted,) if isinstance(wanted, str) else wanted:
-            hits = [n for n in names if captured.parameter_of(n) == name or names[n] == name]
+            hits = [n for n in names if name in _names_of(captured, n)]
             if not hits:
                 raise MatchError(
                     f"conditions[{tag!r}] names {name!r}, but the tensors passed to forward were "
@@ -50,6 +50,13 @@ def tag_inputs(
                 )
             tags.update(dict.fromkeys(hits, tag))
     return tags
+
+
+def _names_of(captured: Captured, node: Node) -> tuple[str, ...]:
+    """What a user may call an input: its parameter, its full name, or the keyword it was passed by
+    where the forward takes ``**kwargs``."""
+    path = captured.input_paths[captured.placeholders.index(node)]
+    return path[0], "_".join(path), *path[1:2]
 
 
 def _by_name(name: str) -> str:
