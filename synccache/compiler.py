@@ -6,7 +6,7 @@ capture -> tag -> match -> plan -> rewrite -> verify
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from synccache.fx.regions import Layout, lay_out
 from synccache.fx.request import Request
 from synccache.fx.rewrite import rewrite
 from synccache.fx.schedules import scheduled, wanted_schedule
+from synccache.fx.subject import as_module, closed_paths
 from synccache.fx.taps import main_stream
 from synccache.fx.variant import Variant, WarmUp
 from synccache.planner import ChainProblem, Plan, parse_bytes
@@ -47,7 +48,7 @@ from synccache.policies.files import is_file, load
 
 
 def compile(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     policy: str | Path | Policy = "asymmetric",
     mem_budget: str | int | None = None,
     *,
@@ -62,6 +63,8 @@ def compile(
     schedule: RegionSchedule | None = None,
     target_speedup: float | None = None,
     max_drift: float | None = None,
+    leaves: Sequence[str] = (),
+    modules: Sequence[nn.Module] | Mapping[str, nn.Module] | None = None,
 ) -> CachedModel:
     """The model with a caching policy compiled into it; call it as you call the model.
 
@@ -69,7 +72,8 @@ def compile(
     ``model``, not copied.
 
     Args:
-        model: any diffusion transformer, unmodified. Put in evaluation mode first.
+        model: any diffusion transformer, unmodified, in evaluation mode; or a function that runs one
+            (a pipeline's ``model_fn``), with ``modules``.
         policy: a name from ``synccache.policies``, a ``Policy``, or the path of its .json or .py file.
         mem_budget: bytes of everything the model uses on its device (weights, activations,
             caches): an int, or a text such as "24GB" (24e9) or "24GiB" (24 * 2**30).
@@ -94,19 +98,20 @@ def compile(
             the policy's conditions, and ``explain()`` shows what neighbouring speed-ups would give.
         max_drift: the same the other way round, the fastest within a predicted drift.
         schedule: the same, solved before by ``plan_schedule``, which knows more rules.
+        leaves: modules that must not be opened, by path or pattern ("audio_proj", "blocks.*"): each
+            is called whole, on every call, and what is inside it can be neither skipped nor kept.
+        modules: for a function: the modules that it runs, also those it is called with.
 
     Raises:
         PolicyError, PlanError: at once, for what can be seen without running the model.
         CaptureError, MatchError, VerifyError: at the first forward (or now, with ``example``).
     """
-    if not isinstance(model, nn.Module):
-        raise PolicyError(
-            f"compile() takes a torch.nn.Module, got {type(model).__name__}.",
-            hint="Pass the transformer itself, e.g. pipe.transformer.",
-        )
+    model = as_module(model, modules)
+    leaves = (leaves,) if isinstance(leaves, str) else tuple(leaves)
+    closed_paths(model, leaves)  # refused now rather than at the first call
     request = checked_request(
         policy, mem_budget=mem_budget, cache_ratio=cache_ratio, conditions=conditions, masks=masks,
-        verify=verify, calibration=calibration, storages=storages, plan=plan,
+        verify=verify, calibration=calibration, storages=storages, plan=plan, leaves=leaves,
         schedule=schedule, target_speedup=target_speedup, max_drift=max_drift,
     )  # fmt: skip
     compiled = CachedModel(model, request, build_variant)
@@ -121,7 +126,7 @@ def checked_request(
     verify: bool = True, calibration: Calibration | str | Path | None = None, measure: bool = False,
     storages: Sequence[str | Storage] | None = None, plan: Plan | str | Path | None = None,
     schedule: RegionSchedule | None = None, target_speedup: float | None = None,
-    max_drift: float | None = None,
+    max_drift: float | None = None, leaves: Sequence[str] = (),
 ) -> Request:  # fmt: skip
     """The arguments of ``compile`` as a checked record."""
     _check_goals(plan, cache_ratio, schedule, target_speedup, max_drift, calibration)
@@ -143,6 +148,7 @@ def checked_request(
         schedule=schedule,
         target_speedup=target_speedup,
         max_drift=max_drift,
+        leaves=tuple(leaves),
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from table_models import TableCase, build
-from torch import Tensor
+from test_fx_hazards import WIDTH, model, x_of
+from torch import Tensor, nn
 
 import synccache
 from synccache.fx.inputs import flatten
@@ -136,6 +137,22 @@ def test_offloaded_by_accelerate() -> None:
     assert agree(compiled, case, STEPS)
     remove_hook_from_module(case.model, recurse=True)
     assert agree(compiled, case, LATER)
+
+
+@torch.no_grad()
+def test_offloaded_weights_of_the_model_itself_changed_in_the_middle_of_a_run() -> None:
+    from accelerate import cpu_offload
+
+    small: Any = model(lambda self, x, text: self.a(x) + self.b(self.table * 2) + self.c(text))
+    small.table, text = nn.Parameter(torch.ones(WIDTH)), x_of(9)
+    cpu_offload(small, execution_device=torch.device("cpu"))
+    compiled = synccache.compile(small, "exact")
+    for seed in range(3):
+        assert torch.equal(small(x_of(seed), text), compiled(x_of(seed), text))
+        for hooked, name in ((small, "table"), (small.c, "weight")):
+            parts = getattr(hooked._hf_hook, "hooks", (hooked._hf_hook,))
+            held = next(h.weights_map for h in parts if getattr(h, "weights_map", None) is not None)
+            held[name].mul_(1.5)
 
 
 def test_repeated_blocks_compiled_by_diffusers() -> None:

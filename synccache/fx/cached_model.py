@@ -31,6 +31,7 @@ from synccache.fx.progress import Level, Said, no_timestep, step_of
 from synccache.fx.repay import paid_back
 from synccache.fx.replan import planned_again, warmed_up
 from synccache.fx.runtime import Call, Trajectory
+from synccache.fx.subject import closed_paths
 from synccache.fx.variant import Variant
 from synccache.fx.variants import Variants
 from synccache.fx.verify import Before, verify
@@ -61,7 +62,7 @@ class CachedModel(nn.Module):
         own = self.__dict__
         own["_model"] = model
         for registry in ("_parameters", "_buffers", "_modules"):
-            own[registry] = model.__dict__[registry]  # the same objects: nothing is copied
+            own[registry] = vars(model)[registry]  # the same objects: nothing is copied
         own["_request"], own["_builder"] = request, builder
         own["_variants"] = Variants(type(model).__name__)
         own["_trajectories"] = {None: Trajectory()}
@@ -159,11 +160,8 @@ class CachedModel(nn.Module):
         self._state.look()
         arguments = bind(own_forward(self._model), args, kwargs)
         tensors, structure, paths = flatten(arguments)
-        return (
-            tensors,
-            ["_".join(p) for p in paths],
-            signature_key(tensors, structure, self._state.structure),
-        )
+        key = signature_key(tensors, structure, self._state.structure)
+        return tensors, ["_".join(p) for p in paths], key
 
     def _record_and_run(
         self,
@@ -199,10 +197,14 @@ class CachedModel(nn.Module):
 
     def _capture(self, args: Any, kwargs: Any) -> tuple[Any, Captured]:
         started = time.perf_counter()
+        closed = closed_paths(self._model, self._request.leaves)
         if has_values(self._model, flatten((args, kwargs))[0]):
-            out, captured = capture(self._model, args, kwargs)
+            out, captured = capture(self._model, args, kwargs, closed)
         else:
-            out, captured = None, fake_capture(self._model, args, kwargs, device(DEFAULT_DEVICE))
+            out, captured = (
+                None,
+                fake_capture(self._model, args, kwargs, device(DEFAULT_DEVICE), closed),
+            )
         self._state.settle(captured.closed)
         self.__dict__["_captures"] += 1
         self.__dict__["_capture_seconds"] += time.perf_counter() - started

@@ -67,11 +67,12 @@ def capture(
         CaptureError: a tensor appears that no recorded operation made, and closing the module it
             appears in does not help.
     """
-    marks, given = attributes(model), Before(flatten((args, kwargs))[0])
+    marks, given = attributes(model, closed), Before(flatten((args, kwargs))[0])
     out, captured, recorder = _closing(model, args, kwargs, closed, frozenset(), given)
-    left = attributes(model)
+    left = attributes(model, captured.closed)
     kept = _kept(recorder, out)
-    if left == marks and not kept:
+    inside = tuple(f"{path}." for path in captured.closed)
+    if left == {n: m for n, m in marks.items() if not n.startswith(inside)} and not kept:
         return out, captured
     changed = Before(given.tensors)  # the caller sees one forward's writes, not two
     given.restore()
@@ -80,7 +81,7 @@ def capture(
     changed.restore()
     where = type(model).__name__
     refuse_read_back(kept, later.read.values(), where)
-    refuse_counters(left, attributes(model), where)
+    refuse_counters(left, attributes(model, captured.closed), where)
     return out, captured if same_program(captured.graph, second.graph) else second
 
 

@@ -7,7 +7,7 @@ table is filled once; refused where one forward hands values to the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from synccache.errors import CaptureError
 from synccache.fx import ops
-from synccache.fx.frames import user_line
+from synccache.fx.frames import is_leaf, user_line
 
 _OWN = frozenset(vars(nn.Module()))
 _DEPTH = 3  # of containers inside an attribute
@@ -25,14 +25,28 @@ _OVERWRITES = ("copy_", "zero_", "fill_")
 _HINT = "Pass such values as arguments, or reset them inside forward."
 
 
-def attributes(model: nn.Module) -> dict[str, Any]:
-    """Plain attributes of all modules by path, in a form that is equal while they are."""
-    return {
-        f"{path}.{name}".lstrip("."): _mark(value, 0)
-        for path, module in model.named_modules()
-        for name, value in vars(module).items()
-        if name not in _OWN
-    }
+def attributes(model: nn.Module, closed: Collection[str] = ()) -> dict[str, Any]:
+    """Plain attributes of opened modules by path, in a form that is equal while they are.
+
+    Modules called whole, and all inside them, keep their state alive themselves.
+    """
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        if id(module) in seen or path and (path in closed or is_leaf(module)):
+            return
+        seen.add(id(module))
+        prefix = f"{path}." if path else ""
+        for name, value in vars(module).items():
+            if name not in _OWN:
+                found[prefix + name] = _mark(value, 0)
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(prefix + name, child)
+
+    visit("", model)
+    return found
 
 
 def _mark(value: Any, depth: int) -> Any:

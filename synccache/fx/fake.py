@@ -103,8 +103,9 @@ def refuse_to_run(model: nn.Module, inputs: list[torch.Tensor], names: list[str]
 
 
 def fake_capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: Device
-) -> Captured:
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: Device,
+    closed: frozenset[str] = frozenset(),
+) -> Captured:  # fmt: skip
     """The recording of a forward in which large tensors are shapes only; nothing large is computed.
 
     Tensors without values, and all of at least SMALL_ELEMENTS elements, take no part but with their
@@ -114,7 +115,7 @@ def fake_capture(
         CaptureError: the forward reads the value of a tensor that has none.
     """
     with shapes_only(model, args, kwargs) as (fake_args, fake_kwargs), torch.no_grad():
-        _, captured = capture(model, fake_args, fake_kwargs)
+        _, captured = capture(model, fake_args, fake_kwargs, closed)
     estimate_seconds(model, captured, device)
     source = f"estimated, not measured: a roofline of the published rates of {device}"
     seconds = sum(n.meta["seconds"] for n in captured.graph.nodes)

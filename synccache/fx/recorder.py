@@ -37,6 +37,7 @@ from synccache.fx.frames import (
     user_line,
 )
 from synccache.fx.inputs import flatten, index_paths, tensors_of
+from synccache.fx.subject import main_module
 from synccache.fx.targets import (
     LEAVES_TORCH,
     PLAIN,
@@ -82,6 +83,7 @@ class Recorder(TorchFunctionMode):
         self._hidden: dict[int, Node] = {}  # storage key -> the call that wrote to it unasked
         self._owned: dict[int, str] = {}  # memory -> the model's tensor in it
         self.watch = watch()
+        self._main = main_module(model)
         self._brought = {f"model.{name}" for name in model._parameters if is_offloaded(model)}
 
     # ---- running
@@ -107,12 +109,10 @@ class Recorder(TorchFunctionMode):
 
     def call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         path = self.paths.get(id(module))
-        if path is None:
-            return plain_module_call(
-                module, *args, **kwargs
-            )  # made meanwhile: what it calls is seen
-        if path in self.closed or is_leaf(module):
+        if path is not None and (path in self.closed or is_leaf(module)):
             return self._call_leaf(module, path, args, kwargs)
+        if path is None or path == self._main:  # made meanwhile, or the function's own model
+            return plain_module_call(module, *args, **kwargs)
         with _Unseen():
             frame = Frame(path, self.frame, kind=type(module).__name__, autocast=autocast_state())
             frame.arguments = self._expressible((args, kwargs))

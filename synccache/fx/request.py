@@ -32,4 +32,5 @@ class Request:
     target_speedup: float | None = None
     max_drift: float | None = None
     schedule: RegionSchedule | None = None
+    leaves: tuple[str, ...] = ()  # modules that must not be opened
     drift: MeasuredDrift | None = None  # measured while a first trajectory warmed up
