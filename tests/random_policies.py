@@ -147,6 +147,15 @@ rules = st.one_of(
     st.builds(dsl.Rule, skips, anchored, predictors),
     st.builds(dsl.Rule, st.builds(dsl.Modules, selectors), conditions, by_steps, tokens),
 )
-policies = st.builds(
-    dsl.Policy, NAMES, st.lists(rules, max_size=3).map(tuple), st.sampled_from(dsl.Leader)
+siblings = st.builds(
+    dsl.Rule,
+    st.just(dsl.values(dsl.network)),
+    conditions,
+    st.builds(dsl.FromSibling, SHARES, SHARES, st.just((1, 2.5)), st.just((-1, 9))),
+)
+policies = st.one_of(
+    st.builds(
+        dsl.Policy, NAMES, st.lists(rules, max_size=3).map(tuple), st.sampled_from(dsl.Leader)
+    ),
+    st.builds(dsl.Policy, NAMES, st.lists(siblings, max_size=2).map(tuple)),
 )

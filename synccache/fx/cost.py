@@ -78,6 +78,8 @@ def probe_bytes(
         by_leader += sum(_kept_bytes(found, program, *item) for item in kept(signals))
         if isinstance(found.rule.reuse, TwoAnchor):
             by_branch += 2 * size_bytes(found.taps[anchor_probe(found.rule)].after)
+        if isinstance(found.rule.reuse, dsl.FromSibling):
+            by_branch += sum(size_bytes(end) for _, end in found.skipped.whole)
         if found.rule.tokens is not None:
             by_branch += state_bytes(found, program)
     return (by_branch, by_leader) if leader is FIRST_BRANCH else (by_branch + by_leader, 0)

@@ -41,6 +41,7 @@ class Gate(nn.Module):
         self.rule, self.matched, self.runs, self.copy = rule, matched, runs, copy
         self.condition = matched.rule.when
         self.signals = dsl.measured_signals(self.condition)
+        self.siblings = isinstance(matched.rule.reuse, dsl.FromSibling)
         self.settles = reads_prediction(matched.rule)
         self.anchor = (
             anchor_probe(matched.rule) if isinstance(matched.rule.reuse, dsl.TwoAnchor) else None
@@ -49,6 +50,8 @@ class Gate(nn.Module):
     def forward(self, call: Call, *probes: Tensor) -> bool:
         if call.again is not None:
             return True
+        if self.siblings and call.trajectory.leader == call.key:
+            return False  # the others are predicted from this call
         state = call.state.gate(self.rule)
         can = call.meter is None and all(run in call.state.held for run in self.runs)
         values = self._probe_values(probes)

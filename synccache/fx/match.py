@@ -16,6 +16,8 @@ from synccache.fx.taps import Taps, find_taps, probes_of
 from synccache.policies import dsl
 from synccache.policies.dsl import Policy, Rule
 
+GRID_DIMS = 4  # [batch, channels, (frames,) height, width]
+
 
 @dataclass(frozen=True, slots=True)
 class RuleMatch:
@@ -118,6 +120,9 @@ def _match_rule(
     inside = frozenset() if isinstance(rule.skip, dsl.Whole) else skip
     taps = {p: find_taps(p, inside, program, select, where) for p in probes_of(rule)}
     skipped = _skipped(rule.skip, skip, program, where, settled)
+    if isinstance(rule.reuse, dsl.FromSibling):
+        for _, end in skipped.whole:
+            _check_grid(end, where)
     return RuleMatch(rule, skipped, isinstance(rule.skip, dsl.Segments), taps)
 
 
@@ -173,4 +178,14 @@ def _check_tags(selector: dsl.Selector, program: ResidualProgram, where: str) ->
         raise MatchError(
             f"no input is marked as {selector.tag}; the inputs are {inputs}.",
             where=where, hint=f"Pass conditions={{{selector.tag!r}: ['<argument name>']}} to compile().",
+        )  # fmt: skip
+
+
+def _check_grid(end: Node, where: str) -> None:
+    """Raises: MatchError where an output has no rows and columns to split over."""
+    if len(end.meta["shape"]) < GRID_DIMS:
+        raise MatchError(
+            "FromSibling splits the model's output over height and width, but it has the shape "
+            f"{list(end.meta['shape'])}.",
+            where=where, hint="Use it on a model whose output is [batch, channels, ..., height, width].",
         )  # fmt: skip

@@ -38,6 +38,7 @@ from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region, Run, RunForm
 from synccache.fx.runtime import Holding, Invariant, SkipRegion
 from synccache.fx.shadow import shadow_items
+from synccache.fx.siblings import SiblingRegion
 from synccache.fx.tokens import TokenRegion, token_branches
 from synccache.fx.watchers import cluster_items, gate_items, tap_item, write_taps
 from synccache.policies import dsl
@@ -291,6 +292,8 @@ def _uses(items: list[Item]) -> set[Key]:
 
 def _made(matched: RuleMatch, program: ResidualProgram | None, region: Region) -> Any:
     """The class of a region's module, and what to tell it: token by token where the rule says so."""
+    if isinstance(matched.rule.reuse, dsl.FromSibling):
+        return SiblingRegion
     chosen = token_branches(matched, program) if program is not None else {}
     branch = region.branches[0]
     if len(region.branches) > 1 or branch.index not in chosen:

@@ -41,6 +41,7 @@ class BranchState:
     forced: int = 0  # steps computed only because the branch held nothing yet
     writes: Tensor | None = None  # per token, how strongly audio branches wrote; [batch, tokens]
     tokens: dict[int, Any] = field(default_factory=dict)  # by rule: TokenState
+    gains: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # FromSibling
     owed: Owed = field(default_factory=Owed)  # what the next computed step pays back
     layout: Any = None  # the regions that ``held`` belongs to
     recording: Any = None  # what ``gates`` belong to
@@ -53,7 +54,7 @@ class BranchState:
         if self.layout is layout:
             return
         self.held, self.owed, self.layout = {}, Owed(), layout
-        self.tokens = {}
+        self.tokens, self.gains = {}, {}
         if recording is not None and self.recording is recording:
             for gate in self.gates.values():
                 gate.forget_held()
@@ -105,6 +106,7 @@ class Trajectory:
     branches: dict[Hashable, BranchState] = field(default_factory=dict)
     decided: dict[int, bool] = field(default_factory=dict)  # rule -> skip, by this step's leader
     leader: Hashable = None
+    sibling: tuple[int, tuple[Tensor, ...]] | None = None  # step and output of its first call
     kept: dict[str, list[_Kept]] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)  # for the present step
     next_given: dict[str, Any] = field(default_factory=dict)  # for the step that comes
@@ -278,12 +280,15 @@ class SkipRegion(nn.Module):
             held.push(step, made, keep, recent=recent)
         return out
 
+    def _count(self, call: Call) -> None:
+        call.skipped = True
+        call.state.visual_flops_skipped += self.visual_flops
+        call.state.flops_saved += self.flops
+        call.state.seconds_saved += self.seconds
+
     def _skip(self, call: Call, inputs: tuple[Any, ...]) -> Any:
         state, step = call.state, call.trajectory.step
-        call.skipped = True
-        state.visual_flops_skipped += self.visual_flops
-        state.flops_saved += self.flops
-        state.seconds_saved += self.seconds
+        self._count(call)
         self._prefetch_next(state)
         ends = []
         for i, hold in enumerate(self.holds):
@@ -380,6 +385,7 @@ def bytes_held(trajectory: Trajectory) -> int:
             for item in value:
                 add(item)
 
+    add(trajectory.sibling)
     for state in trajectory.branches.values():
         for held in state.held.values():
             add(list(held.parts(Place.DEVICE)))

@@ -162,6 +162,7 @@ from synccache.policies.selectors import (
     values,
     whole,
 )
+from synccache.policies.siblings import FromSibling
 from synccache.policies.signals import (
     MEASURED,
     NEVER,
@@ -266,6 +267,7 @@ __all__ = [
     "Fixed",
     "Foca",
     "Forecast",
+    "FromSibling",
     "Gain",
     "Given",
     "Hermite",

@@ -13,6 +13,7 @@ from synccache.policies.fitted import Payback, check_payback
 from synccache.policies.predictors import Hold, Predictor, TwoAnchor
 from synccache.policies.probes import Output, Residual
 from synccache.policies.selectors import Modules, Network, Segments, Selector, Skip, Values, Whole
+from synccache.policies.siblings import FromSibling
 from synccache.policies.signals import check_late, measured_signals
 from synccache.policies.thresholds import thresholds, with_threshold
 from synccache.policies.tokens import Tokens
@@ -49,6 +50,11 @@ class Rule:
             expect(self.tokens, Tokens, "what Rule(tokens=...) takes", "E.g. one_per_cluster().")
             hint = "Skip modules(...): they hold what each branch makes of each token."
             expect(self.skip, Modules, "what a rule with tokens= skips", hint)
+        if isinstance(self.reuse, FromSibling) and self.skip != Values(Network()):
+            raise PolicyError(
+                f"FromSibling predicts the model's output, but the rule skips {self.skip!r}.",
+                hint="Skip values(network).",
+            )
         select = "Select branches, e.g. blocks[1:]."
         expect(self.skip, SKIPS, "what Rule(skip=...) takes", select)
         expect(self.when, Condition, "what Rule(when=...) takes", "Compare a signal with a number.")
@@ -91,6 +97,13 @@ class Policy:
             if not isinstance(rule, Rule):
                 raise PolicyError(f"rule {number} must be a Rule, got {rule!r}.", where=self.name)
         expect(self.leader, Leader, f"{self.name}: leader", "Use FIRST_BRANCH or EACH_BRANCH.")
+        if self.leader is Leader.FIRST_BRANCH and any(
+            isinstance(rule.reuse, FromSibling) for rule in self.rules
+        ):
+            raise PolicyError(
+                "FromSibling never skips the first guidance branch of a step, so it cannot follow it.",
+                where=self.name, hint="Leave leader= out.",
+            )  # fmt: skip
         if self.payback is not None:
             check_payback(self.payback, self.rules, self.name)
 
