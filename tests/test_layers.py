@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "preview": COMPILER,
     "calibrate": COMPILER,
     "schedules": COMPILER,
-    "integrations": COMPILER | {"", "calibrate"},
+    "integrations": COMPILER | {"", "calibrate", "preview"},
     "report": COMPILER | {"", "calibrate"},
     "demo": COMPILER | {"", "calibrate", "portrait", "report"},
     "cli": COMPILER | OUTER | {"", "portrait"},

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from synccache.cli.plan import plan_command
 from synccache.cli.policies import app as policies_app
 from synccache.cli.refusals import one_line_errors
 from synccache.errors import SynccacheError
@@ -38,6 +39,7 @@ def main() -> None:
 
 
 app.add_typer(policies_app, name="policies")
+app.command("plan")(plan_command)
 
 
 @app.command()

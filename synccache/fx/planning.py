@@ -99,7 +99,8 @@ def make_plan(
     return plan_chain(
         problem, policy=request.policy.name, model=type(model).__name__,
         mem_budget=request.mem_budget, cache_ratio=request.cache_ratio if matches else None,
-        storages=_storages(request, weights_device(model), where), fingerprint=made_for,
+        storages=_storages(request, weights_device(model), where, program.captured.shapes_only),
+        fingerprint=made_for,
     )  # fmt: skip
 
 
@@ -140,13 +141,19 @@ def _given(plan: Plan, request: Request, problem: ChainProblem, made_for: Finger
     return plan
 
 
-def _storages(request: Request, device: torch.device, where: str) -> tuple[Storage, ...]:
-    """What may be chosen from: as asked, else all that loses nothing on this device."""
+def _storages(
+    request: Request, device: torch.device, where: str, shapes_only: bool
+) -> tuple[Storage, ...]:
+    """What may be chosen from: as asked, else all that loses nothing on this device.
+
+    What was recorded without values is planned for a device with a memory of its own.
+    """
     on_cuda = device.type == "cuda"
-    lossless = (AS_COMPUTED, TURNS, HOST) if on_cuda and request.mem_budget else (AS_COMPUTED,)
+    apart = on_cuda or shapes_only
+    lossless = (AS_COMPUTED, TURNS, HOST) if apart and request.mem_budget else (AS_COMPUTED,)
     wanted = request.storages or lossless
     away = [s.name for s in wanted if s.place is not Place.DEVICE]
-    if away and device.type == "cpu" and request.mem_budget is not None:
+    if away and not apart and device.type == "cpu" and request.mem_budget is not None:
         raise PlanError(
             f"storages {away} free memory of the device by filling main memory, but this model lies in "
             "main memory itself.", where=where, hint='Ask for "float8" or "bfloat16" instead.',

@@ -1,1 +1,1 @@
-"""Thin ties to other libraries; each is imported only by who asks for it."""
+"""Thin doors to other libraries; each imports its library only when it is used."""
