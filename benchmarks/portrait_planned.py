@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from synccache.policies.dsl import (
     Linear,
     Policy,
     Rule,
+    Taylor,
     accumulated,
     blocks,
     branches,
@@ -73,11 +75,33 @@ def first_block_linear(threshold: float) -> Policy:
     return Policy("first_block_linear", (Rule(rule.skip, rule.when, Linear()),))
 
 
+def magcache_linear(threshold: float) -> Policy:
+    """MagCache's rule with the magnitudes of this model, from the calibration, and linear prediction."""
+    gram = calibration(FOLDER[0]).residuals
+    sizes = [gram.products[t][t] ** 0.5 for t in range(gram.steps)]
+    ratios = (1.0, *(b / a for a, b in pairwise(sizes)))
+    (rule,) = policies.magcache(threshold, ratios=ratios, max_skips=12, retention=0.05).rules
+    return Policy("magcache_linear", (Rule(rule.skip, rule.when, Linear()),))
+
+
+def easycache_linear(threshold: float) -> Policy:
+    """EasyCache on the whole network, with a warm-up of two steps and linear prediction."""
+    policy = policies.easycache(threshold, warmup=2)
+    (rule,) = policy.rules
+    return policy.with_(name="easycache_linear", rules=(Rule(rule.skip, rule.when, Linear()),))
+
+
 GATED: dict[str, Callable[[float], Policy]] = {
     "teacache gate, linear": teacache_linear,
     "first-block gate, linear": first_block_linear,
     "asymmetric, linear": lambda t: policies.asymmetric(t, reuse=Linear()),
+    "magcache gate, linear": magcache_linear,
+    "easycache gate, linear": easycache_linear,
+    "seacache, linear": lambda t: policies.seacache(t, max_skips=12, reuse=Linear()),
+    "dicache": lambda t: policies.dicache(t, retention=0.05),
+    "confidence_taylor": lambda t: policies.confidence_taylor(t, warmup=2),
 }
+FOLDER: list[Path] = []  # where the calibration lies
 
 
 def letters(steps: int, computed: tuple[int, ...]) -> str:
@@ -97,6 +121,8 @@ def uniform(steps: int, count: int) -> dict[str, Policy]:
     return {
         "evenly spaced, linear": policies.step_mask(even, reuse=Linear()),
         "evenly spaced, reuse": policies.step_mask(even),
+        "evenly spaced, taylor 2": policies.step_mask(even, reuse=Taylor(2)),
+        "taylorseer_lite": policies.taylorseer_lite(round(steps / count), order=1, first=1),
         "warm-up 2, even, linear": policies.step_mask(
             letters(steps, usual(steps, count)), reuse=Linear()
         ),
@@ -320,6 +346,7 @@ def main() -> None:
     parser.add_argument("--plan-of", help="take the plan that was chosen for this cell")
     options = parser.parse_args()
     options.out.mkdir(exist_ok=True)
+    FOLDER.append(options.out)
     for text in options.cell if options.what == "run" else ():
         steps, computed, guidance = text.split(":")
         cell = int(steps), int(computed), float(guidance)
