@@ -13,7 +13,7 @@ from synccache.fx.cached_model import CachedModel
 from synccache.planner.samplers import Sampler
 
 # what a multistep scheduler's configuration must say for its recursion to be the one known here
-_DPM_SOLVER = {
+_DPM_SOLVER: dict[str, object] = {
     "algorithm_type": "dpmsolver++",
     "solver_type": "midpoint",
     "solver_order": 2,
@@ -22,7 +22,7 @@ _DPM_SOLVER = {
     "final_sigmas_type": "zero",
     "thresholding": False,
 }
-_EULER = {"stochastic_sampling": False, "invert_sigmas": False}
+_EULER: dict[str, object] = {"stochastic_sampling": False, "invert_sigmas": False}
 _KNOWN: dict[str, tuple[Sampler, dict[str, object]]] = {
     "FlowMatchEulerDiscreteScheduler": (Sampler.EULER, _EULER),
     "DPMSolverMultistepScheduler": (Sampler.DPM_SOLVER_PP_2M, _DPM_SOLVER),
