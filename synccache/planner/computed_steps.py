@@ -38,7 +38,17 @@ EXTRAPOLATION_SHARE = 0.3
 EARLY = 0.5
 """An error at noise level sigma grows by (1 - sigma) ** -EARLY until the end. 0 for errors that stay
 as they are, 1 for errors in proportion to the signal; measured on the portrait model: about 0.5."""
+MAX_STATE = 3  # computed steps that a price can depend on
 _MOST_STEPS = {1: 400, 2: 200, 3: 64}  # beyond these a table takes minutes
+
+
+_COUNTS = {
+    "reuse": 1,
+    "linear": 2,
+    "fitted, 2 terms": 2,
+    "fitted, 3 terms": 3,
+    "fitted, 4 terms": 4,
+}
 
 
 class Terms(enum.Enum):
@@ -48,11 +58,13 @@ class Terms(enum.Enum):
     LINEAR = "linear"
     FITTED_2 = "fitted, 2 terms"
     FITTED_3 = "fitted, 3 terms"
+    FITTED_4 = "fitted, 4 terms"
+    """Scheduled as three terms are: the states of four are too many; its weights are of four."""
 
     @property
     def count(self) -> int:
         """Computed steps that a prediction reads."""
-        return {"reuse": 1, "linear": 2, "fitted, 2 terms": 2, "fitted, 3 terms": 3}[self.value]
+        return _COUNTS[self.value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +93,7 @@ class StepProblem:
                 "planning computed steps needs the noise levels of the trajectory.",
                 hint="Pass sigmas=... to calibrate(), or call m.begin(sigmas=...) inside run.",
             )
-        limit = _MOST_STEPS[self.terms.count]
+        limit = _MOST_STEPS[min(self.terms.count, MAX_STATE)]
         if self.gram.steps > limit:
             raise PlanError(
                 f"{self.gram.steps} steps are more than {limit}, the most for {self.terms.value}.",
@@ -102,7 +114,8 @@ class StepProblem:
     @property
     def state(self) -> int:
         """How many computed steps the price of a segment depends on, besides its end."""
-        return max(self.terms.count, self.degree if self.strength else 1)
+        terms = min(self.terms.count, MAX_STATE)
+        return max(terms, self.degree if self.strength else 1)
 
     def allows(self, start: int, end: int) -> bool:
         """Whether the steps between two computed ones may be skipped."""
