@@ -94,11 +94,15 @@ def match(
     )
     matches = tuple(replace(found, payback=policy.payback) for found in matches)
     taken: dict[int, int] = {}
+    whole = [i for i, found in enumerate(matches) if found.skipped.form is RunForm.NETWORK]
     for i, found in enumerate(matches):
+        if i in whole[:1]:
+            _check_outer(found, i, len(matches), where)
+            continue  # the other rules' regions lie inside it
         for index in found.skip:
-            if index in taken:
+            if index in taken or i in whole:
                 raise MatchError(
-                    f"rules {taken[index] + 1} and {i + 1} both skip {program.branches[index].label}.",
+                    f"rules {taken.get(index, *whole[:1]) + 1} and {i + 1} both skip {program.branches[index].label}.",
                     where=where, hint="Take it out of one of them with `-`.",
                 )  # fmt: skip
             taken[index] = i
@@ -188,4 +192,15 @@ def _check_grid(end: Node, where: str) -> None:
             "FromSibling splits the model's output over height and width, but it has the shape "
             f"{list(end.meta['shape'])}.",
             where=where, hint="Use it on a model whose output is [batch, channels, ..., height, width].",
+        )  # fmt: skip
+
+
+def _check_outer(found: RuleMatch, index: int, rules: int, where: str) -> None:
+    """Raises: MatchError where a rule for the network, beside others, watches the network's inside."""
+    inside = [n for taps in found.taps.values() for n in taps.nodes if n.op != "placeholder"]
+    if inside and rules > 1:
+        raise MatchError(
+            f"the rule skips the whole network, with what other rules skip inside it, but its condition "
+            f"reads {inside[0].name}, which lies inside as well.",
+            where=f"{where}, rule {index + 1}", hint="Watch the latent, or nothing.",
         )  # fmt: skip

@@ -27,6 +27,7 @@ from synccache.errors import MatchError
 from synccache.fx.dataflow import ancestors
 from synccache.fx.program import Branch, ResidualProgram
 
+_NO_WORK = ("placeholder", "get_attr", "output")
 _ROUNDS = 1000  # each round splits a run at least once
 
 
@@ -100,10 +101,15 @@ class Region:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """All regions, and the nodes that a step with every region skipped still needs."""
+    """All regions, and the nodes that a step with every region skipped still needs.
+
+    ``outer`` is the network, where a rule skips all of it and other rules parts of it: the last region,
+    with the others inside.
+    """
 
     regions: tuple[Region, ...]
     needed: frozenset[Node]
+    outer: Region | None = None
 
 
 def _bytes(node: Node) -> int:
@@ -118,6 +124,9 @@ def lay_out(program: ResidualProgram, rules: Sequence[Skipped], roots: Iterable[
 
     ``roots`` are values besides the output that every step needs: the probes.
     """
+    whole = [i for i, s in enumerate(rules) if s.form is RunForm.NETWORK]
+    if whole and len(rules) > 1:
+        return _enclosed(program, rules, whole[0], roots)
     graph = program.captured.graph
     reach = ancestors(graph)
     roots = [*roots, *graph.output_node().all_input_nodes]
@@ -137,6 +146,18 @@ def lay_out(program: ResidualProgram, rules: Sequence[Skipped], roots: Iterable[
         runs = _split(runs, cuts)
     count = sum(len(s.branches) for s in rules)
     raise MatchError(f"regions did not settle within {_ROUNDS} splits of {count} branches.")
+
+
+def _enclosed(
+    program: ResidualProgram, rules: Sequence[Skipped], whole: int, roots: Iterable[Node]
+) -> Layout:
+    """The other rules' regions inside one region for the whole network."""
+    nothing = Skipped(frozenset())
+    inner = lay_out(program, [nothing if i == whole else s for i, s in enumerate(rules)], roots)
+    runs = tuple(_runs(program, whole, rules[whole]))
+    body = frozenset(n for n in program.captured.graph.nodes if n.op not in _NO_WORK)
+    outer = Region(len(inner.regions), whole, runs, body)
+    return Layout((*inner.regions, outer), inner.needed, outer)
 
 
 def _runs(program: ResidualProgram, rule: int, skipped: Skipped) -> list[Run]:

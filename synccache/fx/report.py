@@ -241,7 +241,9 @@ def _stream_lines(program: ResidualProgram) -> list[str]:
 def _branch_table(variant: Variant) -> list[str]:
     program = variant.program
     assert program is not None
-    fate = {b.index: f"region {r.index}" for r in variant.layout.regions for b in r.branches}
+    fate = {
+        b.index: f"region {r.index}" for r in reversed(variant.layout.regions) for b in r.branches
+    }
     total = sum(b.flops for b in program.branches) or 1
     rows = [f"{'block':<10}{'branch':<34}{'kind':<11}{'reads':<26}{'FLOPs':>7}  on a skipped step"]
     blocks = [list(g) for _, g in groupby(program.branches, key=lambda b: b.block)]

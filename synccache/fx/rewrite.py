@@ -11,7 +11,7 @@ Legal graph in, legal graph out; the recorded program is not changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,7 @@ def rewrite(
     model: nn.Module, program: ResidualProgram | None, captured: Captured,
     matches: tuple[RuleMatch, ...], layout: Layout, hoisted: dict[Node, int],
     kept: tuple[Keep, ...], *, name: str, find_mask: bool, measure: bool = False,
+    silent: frozenset[int] = frozenset(),
 ) -> Rewritten:  # fmt: skip
     """Emits the program with its regions guarded by gates.
 
@@ -71,7 +72,13 @@ def rewrite(
         kept: for each region, how what it holds is stored and what predicts from it.
         find_mask: also watch what the audio branches write, for policies that weigh by a mask.
         measure: also show every region boundary to the call's drift meter.
+        silent: rules whose gate stands elsewhere.
     """
+    if layout.outer is not None:
+        return _enclosed(
+            model, program, captured, matches, layout, hoisted, kept, name=name,
+            find_mask=find_mask, measure=measure,
+        )  # fmt: skip
     live = _live(captured, matches, layout)
     beside = {n for i, m in enumerate(matches) if program for n in _beside(i, m, program, layout)}
     unit_of = _units(captured, live, layout, hoisted, beside)
@@ -110,6 +117,8 @@ def rewrite(
             item = _region_item(emitter, region, kept[region.index], lines, made)
         items.append(item)
     for i, matched in enumerate(matches):
+        if i in silent:
+            continue
         items += gate_items(i, matched, layout, captured.graph, program)
         items += cluster_items(i, matched, program)
         if program is not None:
@@ -123,6 +132,12 @@ def rewrite(
             for i, run in enumerate(region.runs)
             for side, node in (("start", _measured_start(run)), ("end", run.end))
         ]
+    module = _finished(model, captured, items, name)
+    return Rewritten(module, layout.regions, tuple(names), len(matches) - len(silent))
+
+
+def _finished(model: nn.Module, captured: Captured, items: list[Item], name: str) -> GraphModule:
+    """A graph module of these lines, from a call and the input tensors to the output tensors."""
     graph = Graph()
     values: dict[Key, Node] = {"call": graph.placeholder("call")}
     for node in captured.placeholders:
@@ -136,7 +151,68 @@ def rewrite(
     graph.output(tuple(values[node] for node in results))
     module = assemble(model, captured, graph, name, children)
     assert isinstance(module, GraphModule)
-    return Rewritten(module, layout.regions, tuple(names), len(matches))
+    return module
+
+
+class Enclosed(nn.Module):
+    """An emitted graph as the body of a region: ``forward(*starts, call, *input tensors)``."""
+
+    def __init__(self, module: GraphModule, starts: int) -> None:
+        super().__init__()
+        self.module, self.starts = module, starts
+
+    def forward(self, *inputs: Any) -> Any:
+        out = self.module(*inputs[self.starts :])
+        return out[0] if len(out) == 1 else out
+
+
+def _enclosed(
+    model: nn.Module, program: ResidualProgram | None, captured: Captured,
+    matches: tuple[RuleMatch, ...], layout: Layout, hoisted: dict[Node, int],
+    kept: tuple[Keep, ...], *, name: str, find_mask: bool, measure: bool,
+) -> Rewritten:  # fmt: skip
+    """A graph with one region, whose body is the graph that the other rules make."""
+    outer = layout.outer
+    assert outer is not None
+    ends = [run.end for run in outer.runs]
+    if list(captured.graph.output_node().args[0]) != ends:  # type: ignore[arg-type]
+        raise MatchError(
+            "the network has outputs that are inputs, constants or one another, so it cannot be skipped "
+            "beside other rules.", hint="Leave the rule for the network out.",
+        )  # fmt: skip
+    inner = rewrite(
+        model, program, captured, matches, replace(layout, regions=layout.regions[:-1], outer=None),
+        hoisted, kept, name=f"{name}Inside", find_mask=find_mask, measure=measure,
+        silent=frozenset([outer.rule]),
+    )  # fmt: skip
+    starts = [run.start for run in outer.runs if run.start is not None]
+    flops, seconds = _cost(outer.body)
+    keep, gate = kept[outer.index], f"gate {outer.rule}"
+    module = _made(matches[outer.rule], program, outer)(
+        Enclosed(inner.module, len(starts)), outer.index, keep.predictor,
+        tuple(
+            Holding(None if run.start is None else starts.index(run.start), False, True,
+                    run.end.meta["dtype"])
+            for run in outer.runs
+        ),
+        tensors=keep.tensors, flops=flops, seconds=seconds, storage=keep.storage,
+        visual_flops=sum(b.flops for b in outer.branches if dsl.AUDIO not in b.reads),
+    )  # fmt: skip
+
+    def write(graph, value):  # type: ignore[no-untyped-def]
+        given = [*map(value, starts), value("call"), *map(value, captured.placeholders)]
+        line = [value("call"), value(gate), *given]
+        return call_graph(graph, f"region_{outer.index}", module, line, ends, outer.label)
+
+    uses = frozenset([gate, *starts, *captured.placeholders])
+    count = float(len(captured.graph.nodes))
+    items = [
+        *gate_items(outer.rule, matches[outer.rule], layout, captured.graph, program),
+        Item(count, uses, frozenset(ends), frozenset(), write),
+    ]
+    return Rewritten(
+        _finished(model, captured, items, name), layout.regions, inner.invariants, len(matches)
+    )
 
 
 def _is_output(key: Key) -> bool:

@@ -1,29 +1,38 @@
-"""FasterCache: every other step extrapolates what each attention made on the two steps before.
+"""FasterCache: predict the second guidance branch from the first, and every other attention from the past.
 
-Probe:   none: every second step within a window of timesteps.
-Error:   a skipped step adds F_1 + weight (F_1 - F_2) under the present gate, F_2 and F_1 the last two outputs,
-         forecasts among them; MLPs run.
-Source:  FasterCache, ICLR 2025, arXiv 2410.19355; diffusers 0.42 hooks/faster_cache.py (weight 0.5, open
-         window (-1, 681)). This is its attention part; there it acts only where the unconditional branch
-         is skipped as well, or on guidance-distilled models.
+Probe:   none: on four of five steps within a window of timesteps the second branch of a step is predicted;
+         on these, every other step extrapolates attention in the branch that runs.
+Error:   the second branch is the first plus their last difference, its low and high frequencies grown by a
+         tenth a step; a skipped attention is F_1 + weight (F_1 - F_2) under the present gate, forecasts
+         among the last two outputs F_2, F_1.
+Source:  FasterCache, ICLR 2025, arXiv 2410.19355; diffusers 0.42 hooks/faster_cache.py (windows open).
+         The model must be called once for each guidance branch; called once a step (distilled guidance,
+         or both branches in one batch), only attention is skipped.
 """
 
 from synccache.policies.dsl import (
     Fixed,
+    FromSibling,
     Policy,
     Rule,
     between,
     branches,
     every,
     modules,
+    network,
     step,
     timestep,
+    values,
 )
 
 
 def fastercache(
-    interval: int = 2, *, weight: float = 0.5, window: tuple[float, float] = (-1, 681)
-) -> Policy:
-    when = between(timestep, *window) & ~every(step, interval)
-    reuse = Fixed((-weight, 1 + weight))
-    return Policy("fastercache", (Rule(modules(branches.attention), when, reuse),))
+    *, attention_interval: int = 2, branch_interval: int = 5, weight: float = 0.5,
+    attention_window: tuple[float, float] = (-1, 681), branch_window: tuple[float, float] = (-1, 641),
+) -> Policy:  # fmt: skip
+    alone = between(timestep, *branch_window) & (step >= 1) & ~every(step, branch_interval)
+    extrapolating = between(timestep, *attention_window) & ~every(step, attention_interval)
+    attention = Rule(
+        modules(branches.attention), extrapolating & alone, Fixed((-weight, 1 + weight))
+    )
+    return Policy("fastercache", (attention, Rule(values(network), alone, FromSibling())))
