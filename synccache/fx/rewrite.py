@@ -10,7 +10,7 @@ Legal graph in, legal graph out; the recorded program is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,11 +35,11 @@ from synccache.fx.match import RuleMatch
 from synccache.fx.modules import moving
 from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Layout, Region, Run, RunForm
-from synccache.fx.runtime import Holding, Invariant, SkipRegion
+from synccache.fx.region_lines import cost, invariant_item, is_output, made_as, region_item, used_by
+from synccache.fx.regions import Layout, Region, Run
+from synccache.fx.runtime import Holding
 from synccache.fx.shadow import shadow_items
-from synccache.fx.siblings import SiblingRegion
-from synccache.fx.tokens import TokenRegion, token_branches
+from synccache.fx.tokens import token_branches
 from synccache.fx.watchers import cluster_items, gate_items, tap_item, write_taps
 from synccache.policies import dsl
 
@@ -102,19 +102,19 @@ def rewrite(
     emitter = Emitter(model, captured, unit_of, visible, probed)
     placed = emitter.place()
     items = list(placed.pop(TOP, []))
-    uses = {unit: _uses(lines) for unit, lines in [(TOP, items), *placed.items()]}
+    uses = {unit: used_by(lines) for unit, lines in [(TOP, items), *placed.items()]}
     names: list[str] = []
     for unit, lines in sorted(placed.items(), key=lambda kv: min(i.position for i in kv[1])):
         if _is_invariant(unit):
             wanted = set().union(*(found for other, found in uses.items() if other != unit))
-            if not any(d in wanted or _is_output(d) for line in lines for d in line.defs):
+            if not any(d in wanted or is_output(d) for line in lines for d in line.defs):
                 continue  # an argument of modules that were opened, which nothing reads
-            item, label = _invariant_item(emitter, unit[1], lines, wanted, f"{name}.")  # type: ignore[index]
+            item, label = invariant_item(emitter, unit[1], lines, wanted, f"{name}.")  # type: ignore[index]
             names.append(label)
         else:
             region = layout.regions[unit[1]]  # type: ignore[index]
-            made = partial(_made, matches[region.rule], program)
-            item = _region_item(emitter, region, kept[region.index], lines, made)
+            made = partial(made_as, matches[region.rule], program)
+            item = region_item(emitter, region, kept[region.index], lines, made)
         items.append(item)
     for i, matched in enumerate(matches):
         if i in silent:
@@ -186,9 +186,9 @@ def _enclosed(
         silent=frozenset([outer.rule]),
     )  # fmt: skip
     starts = [run.start for run in outer.runs if run.start is not None]
-    flops, seconds = _cost(outer.body)
+    flops, seconds = cost(outer.body)
     keep, gate = kept[outer.index], f"gate {outer.rule}"
-    module = _made(matches[outer.rule], program, outer)(
+    module = made_as(matches[outer.rule], program, outer)(
         Enclosed(inner.module, len(starts)), outer.index, keep.predictor,
         tuple(
             Holding(None if run.start is None else starts.index(run.start), False, True,
@@ -213,10 +213,6 @@ def _enclosed(
     return Rewritten(
         _finished(model, captured, items, name), layout.regions, inner.invariants, len(matches)
     )
-
-
-def _is_output(key: Key) -> bool:
-    return isinstance(key, Node) and any(u.op == "output" for u in key.users)
 
 
 def _is_invariant(unit: Hashable) -> bool:
@@ -308,136 +304,6 @@ def _unit_of_rest(node: Node, units: dict[Node, Hashable], ends: set[Node]) -> H
             hint="Skip fewer branches, so that one region holds them.",
         )
     return regions[0] if regions else TOP
-
-
-def _external(items: list[Item]) -> tuple[list[Node], set[Key], frozenset[Node]]:
-    """What a group of lines needs from outside, makes, and contains."""
-    defs = {d for i in items for d in i.defs}
-    uses = {
-        u for i in items for u in i.uses if u not in defs and isinstance(u, Node) and not is_free(u)
-    }
-    inside = frozenset(n for i in items for n in i.inside)
-    return sorted(uses, key=lambda n: n.meta["position"]), defs, inside
-
-
-def _names(captured: Captured, inputs: list[Node]) -> list[str]:
-    """Parameters where all their tensors are among the inputs, the tensors' own names elsewhere."""
-    whole = {captured.parameter_of(n) for n in captured.placeholders} - {
-        captured.parameter_of(n) for n in captured.placeholders if n not in inputs
-    }
-    owners = [(n, captured.parameter_of(n)) for n in inputs]
-    return list(dict.fromkeys(owner if owner in whole else n.name for n, owner in owners))
-
-
-def _invariant_item(
-    emitter: Emitter, bits: int, items: list[Item], wanted: set[Key], prefix: str
-) -> tuple[Item, str]:
-    inputs, defs, inside = _external(items)
-    captured = emitter.captured
-    guards = [n for n in captured.placeholders if captured.depends[n] & bits]
-    others = [n for n in inputs if n not in guards]
-    outputs = [
-        n for n in sorted((d for d in defs if isinstance(d, Node)), key=lambda n: n.meta["position"])
-        if n in wanted or _is_output(n)
-    ]  # fmt: skip
-    label = "_and_".join(_names(captured, guards))
-    name = f"invariant_{label}" if label else "constants_once"
-    body = emitter.build(items, [*guards, *others], outputs, name)
-    flops, seconds = _cost(inside)
-    module = Invariant(body, prefix + name, len(guards), flops=flops, seconds=seconds)
-
-    def write(graph, value):  # type: ignore[no-untyped-def]
-        return call_graph(
-            graph, name, module, [value("call"), *map(value, [*guards, *others])], outputs, ""
-        )
-
-    uses = frozenset([*guards, *others])
-    return Item(-1.0, uses, frozenset(outputs), inside, write), name
-
-
-def _cost(nodes: Iterable[Node]) -> tuple[int, float]:
-    """FLOPs and seconds of recorded operations."""
-    listed = list(nodes)
-    flops = sum(n.meta.get("flops", 0) for n in listed)
-    return flops, float(sum(n.meta.get("seconds", 0.0) for n in listed))
-
-
-def _uses(items: list[Item]) -> set[Key]:
-    return {u for i in items for u in i.uses}
-
-
-def _made(matched: RuleMatch, program: ResidualProgram | None, region: Region) -> Any:
-    """The class of a region's module, and what to tell it: token by token where the rule says so."""
-    if isinstance(matched.rule.reuse, dsl.FromSibling):
-        return SiblingRegion
-    chosen = token_branches(matched, program) if program is not None else {}
-    branch = region.branches[0]
-    if len(region.branches) > 1 or branch.index not in chosen:
-        return SkipRegion
-    tokens, aside = matched.rule.tokens, chosen[branch.index]
-    assert tokens is not None
-
-    def make(*args: Any, **kwargs: Any) -> TokenRegion:
-        region_module = TokenRegion(*args, **kwargs)
-        return region_module.set_tokens(tokens, aside=aside, rule=region.rule, label=branch.label)
-
-    return make
-
-
-def _region_item(
-    emitter: Emitter, region: Region, keep: Keep, items: list[Item], made: Callable[[Region], Any]
-) -> Item:
-    inputs, _, inside = _external(items)
-    starts = list(dict.fromkeys(run.start for run in region.runs if run.start is not None))
-    ends = [run.end for run in region.runs]
-    ordered = [*starts, *(n for n in inputs if n not in starts)]
-    name = f"region_{region.index}"
-    holds = tuple(
-        Holding(
-            start=None if run.start is None else starts.index(run.start),
-            copy_start=run.start is not None and _written_in(run.start, inside),
-            copy_end=run.start is None and _written_outside(run, inside, emitter.captured.graph),
-            dtype=run.end.meta["dtype"],
-        )
-        for run in region.runs
-    )
-    visual = sum(b.flops for b in region.branches if dsl.AUDIO not in b.reads)
-    body = emitter.build(items, ordered, ends, name)
-    flops, seconds = _cost(inside)
-    module = made(region)(
-        body,
-        region.index,
-        keep.predictor,
-        holds,
-        tensors=keep.tensors,
-        flops=flops,
-        visual_flops=visual,
-        seconds=seconds,
-        storage=keep.storage,
-    )
-    gate = f"gate {region.rule}"
-
-    def write(graph, value):  # type: ignore[no-untyped-def]
-        inner = [value("call"), value(gate), *map(value, ordered)]
-        return call_graph(graph, name, module, inner, ends, region.label)
-
-    return Item(
-        min(i.position for i in items), frozenset([*ordered, gate]), frozenset(ends), inside, write
-    )
-
-
-def _written_in(node: Node, inside: Iterable[Node]) -> bool:
-    """Whether one of these operations writes to the memory that ``node`` lives in."""
-    return any(
-        "after_reads" in n.meta and n.meta.get("storage") == node.meta.get("storage")
-        for n in inside
-    )  # fmt: skip
-
-
-def _written_outside(run: Run, inside: frozenset[Node], graph: Graph) -> bool:
-    """Whether what a run ends in is written to later; callers may write to what they are given."""
-    later = [n for n in graph.nodes if n not in inside and n.op != "output"]
-    return run.form is RunForm.NETWORK or _written_in(run.end, later)
 
 
 def _measured_start(run: Run) -> Node:
