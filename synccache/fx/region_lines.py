@@ -13,8 +13,9 @@ from synccache.fx.match import RuleMatch
 from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Region, Run, RunForm
-from synccache.fx.runtime import Holding, Invariant, SkipRegion
+from synccache.fx.runtime import Invariant
 from synccache.fx.siblings import SiblingRegion
+from synccache.fx.skip import Holding, SkipRegion
 from synccache.fx.tokens import TokenRegion, token_branches
 from synccache.policies import dsl
 

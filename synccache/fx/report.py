@@ -13,7 +13,8 @@ from torch.fx import Node
 from synccache.fx.gate import Gate
 from synccache.fx.program import Branch, ResidualProgram
 from synccache.fx.reasons import mask_line, why_nothing
-from synccache.fx.runtime import AudioWrites, Invariant, SkipRegion, Trajectory, bytes_held
+from synccache.fx.runtime import AudioWrites, Invariant, Trajectory, bytes_held
+from synccache.fx.skip import SkipRegion
 from synccache.fx.variant import Variant
 from synccache.planner import format_bytes
 from synccache.policies.describe import describe

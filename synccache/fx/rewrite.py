@@ -37,8 +37,8 @@ from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
 from synccache.fx.region_lines import cost, invariant_item, is_output, made_as, region_item, used_by
 from synccache.fx.regions import Layout, Region, Run
-from synccache.fx.runtime import Holding
 from synccache.fx.shadow import shadow_items
+from synccache.fx.skip import Holding
 from synccache.fx.tokens import token_branches
 from synccache.fx.watchers import cluster_items, gate_items, tap_item, write_taps
 from synccache.policies import dsl

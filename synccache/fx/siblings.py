@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from synccache.fx.held import Held
-from synccache.fx.runtime import Call, SkipRegion
+from synccache.fx.runtime import Call
+from synccache.fx.skip import SkipRegion
 from synccache.policies.siblings import FromSibling
 
 

@@ -25,7 +25,8 @@ from synccache.errors import MatchError
 from synccache.fx.held import Held
 from synccache.fx.match import RuleMatch, select
 from synccache.fx.program import Branch, ResidualProgram, noisy_inputs
-from synccache.fx.runtime import Call, SkipRegion
+from synccache.fx.runtime import Call
+from synccache.fx.skip import SkipRegion
 from synccache.policies import dsl
 from synccache.policies.tokens import OnePerCluster, Score, Tokens, TopTokens
 
