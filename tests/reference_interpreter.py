@@ -145,6 +145,8 @@ class _Call:
             return self.hand.roots[stream]
         for run in self.runs:
             inside = run.stream == stream and run.start < version <= run.stop
+            if isinstance(self.run.policy.rules[run.rule].skip, dsl.Whole) and version < run.stop:
+                continue  # a probe or another reader: computed beside what is held
             if inside and self.decide(run.rule):
                 assert version == run.stop, "the middle of a skipped run was read"
                 held = self._predicted(run.rule, run)
@@ -230,6 +232,8 @@ class _Call:
         if name == "Given":
             return self.run.given[probe.name]
         mine = self._on_main_stream(probe.of)
+        if name == "Entering":
+            return self.value(MAIN_STREAM, mine[0])
         first = self.numbers[MAIN_STREAM][mine[0]]
         if name == "Modulated":
             return self.hand.branches[first].enter(self.value(MAIN_STREAM, mine[0]))

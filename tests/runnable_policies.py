@@ -5,11 +5,14 @@ more, whose block 0 is never skipped, so that every probe lies before what it de
 """
 
 import re
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from synccache.errors import StateError
 from synccache.policies import dsl
 from synccache.policies.dsl import blocks, branches
+from synccache.policies.prospects import check_prospects
 
 FIRST = blocks[0]
 VISUAL = branches.after(FIRST) - branches.reading(dsl.AUDIO)
@@ -40,7 +43,13 @@ weights = st.one_of(
     st.tuples(st.just(dsl.ChannelStride(2)), masks),
 )
 streams = st.sampled_from(
-    [dsl.output(FIRST), dsl.residual(FIRST), dsl.modulated(FIRST), dsl.module(FIRST)]
+    [
+        dsl.output(FIRST),
+        dsl.residual(FIRST),
+        dsl.modulated(FIRST),
+        dsl.module(FIRST),
+        dsl.entering(blocks[1]),
+    ]
 )
 since = st.one_of(
     st.sampled_from(dsl.Since),
@@ -127,10 +136,20 @@ def policies(
     """
     when = conditions.filter(lambda c: not _STREAMS.search(repr(c))) if whole else conditions
     rules = st.builds(dsl.Rule, skips, when, predictors)
-    return st.builds(lambda rule, leader: dsl.Policy("random", (rule,), leader), rules, leaders)
+    made = st.builds(lambda rule, leader: dsl.Policy("random", (rule,), leader), rules, leaders)
+    return made.filter(may_skip)
 
 
-_STREAMS = re.compile(r"probe=(Output|Residual|ModuleOutput|Modulated)")
+def may_skip(policy: dsl.Policy) -> bool:
+    """Whether a run of STEPS steps is not refused because the policy could skip nothing in it."""
+    try:
+        check_prospects(policy, STEPS)
+    except StateError:
+        return False
+    return True
+
+
+_STREAMS = re.compile(r"probe=(Output|Residual|ModuleOutput|Modulated|Entering)")
 
 anchored = st.builds(
     lambda moved, when, low, high: dsl.Rule(
@@ -141,4 +160,12 @@ anchored = st.builds(
     st.floats(0, 1),
     st.floats(1, 2),
 )
-two_anchors = st.builds(lambda rule, leader: dsl.Policy("two", (rule,), leader), anchored, leaders)
+two_anchors = st.builds(
+    lambda rule, leader: dsl.Policy("two", (rule,), leader), anchored, leaders
+).filter(may_skip)
+whole_with_anchors = st.builds(
+    lambda policy: policy.with_(
+        rules=tuple(replace(rule, skip=dsl.whole(branches)) for rule in policy.rules)
+    ),
+    two_anchors,
+)

@@ -16,7 +16,7 @@ from loops import difference, outputs
 from reference_interpreter import Interpreter
 
 import synccache
-from synccache.policies.dsl import Policy, modules, network, values
+from synccache.policies.dsl import Policy, branches, modules, network, values, whole
 
 ROUNDING = 2e-5  # of float32, through the blocks behind a skipped run
 
@@ -77,6 +77,15 @@ def test_branches_held_before_their_gates(spec: Spec, policy: Policy) -> None:
     policy=runnable.policies(st.sampled_from([network, values(network)]), whole=True),
 )
 def test_the_whole_network_bypassed(spec: Spec, policy: Policy) -> None:
+    assert_same(spec, policy)
+
+
+@examples(6)
+@given(
+    spec=specs(half=False, audio=Audio.OWN, both_outputs=False, early_exit=False),
+    policy=runnable.policies(st.just(whole(branches))) | runnable.whole_with_anchors,
+)
+def test_a_stack_held_whole_though_its_first_block_is_probed(spec: Spec, policy: Policy) -> None:
     assert_same(spec, policy)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from synccache.fx.capture import Captured
-from synccache.fx.emit import Emitter, Item, Key, call_graph, is_free
+from synccache.fx.emit import Emitter, Item, Key, call_graph, copy_item, is_free
 from synccache.fx.match import RuleMatch
 from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
@@ -97,7 +97,8 @@ def made_as(matched: RuleMatch, program: ResidualProgram | None, region: Region)
 
 def region_item(
     emitter: Emitter, region: Region, keep: Keep, items: list[Item], made: Callable[[Region], Any]
-) -> Item:
+) -> tuple[list[Item], Item]:
+    """The region's line, and copies of starts that what runs beside it writes to before."""
     inputs, _, inside = _external(items)
     starts = list(dict.fromkeys(run.start for run in region.runs if run.start is not None))
     ends = [run.end for run in region.runs]
@@ -127,14 +128,25 @@ def region_item(
         storage=keep.storage,
     )
     gate = f"gate {region.rule}"
+    whole = [r for r in region.runs if r.form is RunForm.WHOLE and _overwritten(r, inside)]
+    early = [n for n in starts if any(run.start is n for run in whole)]
+    keys: list[Key] = [(f"start of {name}", n) if n in early else n for n in ordered]
 
     def write(graph, value):  # type: ignore[no-untyped-def]
-        inner = [value("call"), value(gate), *map(value, ordered)]
+        inner = [value("call"), value(gate), *map(value, keys)]
         return call_graph(graph, name, module, inner, ends, region.label)
 
-    return Item(
-        min(i.position for i in items), frozenset([*ordered, gate]), frozenset(ends), inside, write
-    )
+    copies = [copy_item(n, (f"start of {name}", n)) for n in early]
+    first = min(i.position for i in items)
+    return copies, Item(first, frozenset([*keys, gate]), frozenset(ends), inside, write)
+
+
+def _overwritten(run: Run, inside: frozenset[Node]) -> bool:
+    """Whether what runs beside a region, for its probes, writes to the memory that the run starts from."""
+    assert run.start is not None
+    graph, first, last = run.start.graph, run.start.meta["position"], run.end.meta["position"]
+    beside = [n for n in graph.nodes if n not in inside and first < n.meta["position"] < last]
+    return _written_in(run.start, beside)
 
 
 def _written_in(node: Node, inside: Iterable[Node]) -> bool:

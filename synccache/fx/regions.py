@@ -129,19 +129,21 @@ def lay_out(program: ResidualProgram, rules: Sequence[Skipped], roots: Iterable[
         return _enclosed(program, rules, whole[0], roots)
     graph = program.captured.graph
     reach = ancestors(graph)
-    roots = [*roots, *graph.output_node().all_input_nodes]
+    outputs, probes = graph.output_node().all_input_nodes, list(roots)
     runs = [run for rule, skipped in enumerate(rules) for run in _runs(program, rule, skipped)]
     for _ in range(_ROUNDS):
         starts = [r.start for r in runs if r.start is not None]  # what is held is added to them
         starts += [b.before for r in runs if r.form is RunForm.MODULE for b in r.branches]
-        needed = _needed([*roots, *starts], {r.end: r.start for r in runs})
-        cuts = _cuts(runs, needed)
+        jumps = {r.end: r.start for r in runs}
+        needed = _needed([*probes, *outputs, *starts], jumps)
+        cuts = _cuts(runs, needed, without_probes=_needed([*outputs, *starts], jumps))
         if cuts:
             runs = _split(runs, cuts)
             continue
         groups, bodies = _groups(runs, needed, reach)
         cuts = _circles(graph, runs, groups, bodies, needed)
         if not cuts:
+            _check_whole(runs, _needed(probes, {}))
             return Layout(_regions(runs, groups, bodies, needed), frozenset(needed))
         runs = _split(runs, cuts)
     count = sum(len(s.branches) for s in rules)
@@ -202,18 +204,18 @@ def _needed(roots: Iterable[Node], jumps: Mapping[Node, Node | None]) -> set[Nod
     return seen
 
 
-def _cuts(runs: list[Run], needed: set[Node]) -> dict[Run, int]:
+def _cuts(runs: list[Run], needed: set[Node], without_probes: set[Node]) -> dict[Run, int]:
     """Run -> number of its branches before the first inner value that somebody outside reads."""
     cuts = {}
     for run in runs:
-        if run.form in (RunForm.MODULE, RunForm.NETWORK, RunForm.WHOLE):
+        if run.form in (RunForm.MODULE, RunForm.NETWORK):
             continue  # what others read of their inside is computed on every step, beside them
         for i, branch in enumerate(run.branches):
             last = i == len(run.branches) - 1
             inner = {branch.sum} if last else {branch.sum, branch.after}
             if last:
                 inner.discard(branch.after)
-            if inner & needed:
+            if inner & (without_probes if run.form is RunForm.WHOLE else needed):
                 cuts[run] = i if last else i + 1
                 break
     return cuts
@@ -298,7 +300,7 @@ def _circles(
         position = min(n.meta["position"] for n in live)
         cuts = {}
         for i, run in enumerate(runs):
-            if group[i] in members and run.form in (RunForm.RESIDUAL, RunForm.VALUE):
+            if group[i] in members and run.form in (RunForm.RESIDUAL, RunForm.VALUE, RunForm.WHOLE):
                 at = sum(b.sum.meta["position"] < position for b in run.branches)
                 if 0 < at < len(run.branches):
                     cuts[run] = at
@@ -307,7 +309,7 @@ def _circles(
                 (r for i, r in enumerate(runs) if group[i] in members),
                 key=lambda r: len(r.branches),
             )
-            if len(run.branches) == 1 or run.form in (RunForm.NETWORK, RunForm.WHOLE):
+            if len(run.branches) == 1 or run.form is RunForm.NETWORK:
                 raise MatchError(
                     f"{run.branches[0].label} cannot be skipped: {live[0].name} needs part of it and "
                     "it needs that in turn.", hint="Leave this branch out of the rule.",
@@ -348,13 +350,17 @@ def _not_probed(run: Run, needed: set[Node]) -> tuple[Branch, ...]:
     """The branches of a run that a skip leaves out: of a whole one not those that a probe needs."""
     if run.form is not RunForm.WHOLE:
         return run.branches
-    left = tuple(b for b in run.branches if b.sum not in needed)
-    if not left:
-        raise MatchError(
-            f"{run.label} would be skipped whole, but the probes of its rule need all of it.",
-            hint="Probe fewer blocks.",
-        )
-    return left
+    return tuple(b for b in run.branches if b.after is run.end or b.sum not in needed)
+
+
+def _check_whole(runs: list[Run], probed: set[Node]) -> None:
+    """Raises: MatchError where the probes need a run to its end, so that nothing of it is left."""
+    for run in runs:
+        if run.form is RunForm.WHOLE and run.end in probed:
+            raise MatchError(
+                f"{run.label} would be skipped whole, but the probes of its rule need all of it.",
+                hint="Probe fewer blocks, or skip fewer streams.",
+            )
 
 
 def _read_outside(run: Run, body: set[Node], alive: set[Node]) -> bool:

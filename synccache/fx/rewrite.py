@@ -114,7 +114,8 @@ def rewrite(
         else:
             region = layout.regions[unit[1]]  # type: ignore[index]
             made = partial(made_as, matches[region.rule], program)
-            item = region_item(emitter, region, kept[region.index], lines, made)
+            copies, item = region_item(emitter, region, kept[region.index], lines, made)
+            items += copies
         items.append(item)
     for i, matched in enumerate(matches):
         if i in silent:

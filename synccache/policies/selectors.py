@@ -273,7 +273,8 @@ def whole(of: Selector) -> Whole:
     """Branches to skip, held as one residual a stream: after the last of them minus before the first.
 
     What the rule's probes need of them runs on every step, beside the residual: a skipped step adds to
-    the stream as it was before the first branch, not to what the probed blocks made of it.
+    the stream as it was before the first branch, not to what the probed blocks made of it. Where
+    anybody else reads inside, the run is split, as without whole.
     """
     return Whole(of)
 
