@@ -30,6 +30,7 @@ by_steps: st.SearchStrategy[dsl.Predictor] = st.one_of(
     st.just(dsl.Linear()),
     st.builds(dsl.Taylor, ORDERS, st.integers(0, 5)),
     st.builds(dsl.Newton, ORDERS),
+    st.builds(dsl.Feedback, st.floats(0, 1)),
     st.builds(dsl.Hermite, ORDERS, st.floats(0.1, 1.5), st.integers(0, 5)),
 )
 one_weight = st.one_of(

@@ -123,6 +123,16 @@ def _foca(
     return share * (a.tensor + 3 / 2 * slopes) + (1 - share) * a.tensor
 
 
+def _feedback(predictor: Any, computed: Sequence[Kept], history: Any, at: int, *_: Any) -> Tensor:
+    if len(computed) < 2:
+        return computed[-1].tensor
+    b, a = computed[-2:]
+    error = b.tensor - a.tensor  # of reusing b on step a
+    for _step in range(at - a.step):
+        error = error * predictor.rho
+    return a.tensor - error
+
+
 def _fixed(predictor: Any, computed: Any, history: Sequence[Kept], *_: Any) -> Tensor:
     factors = predictor.factors
     if len(history) < len(factors):
@@ -170,4 +180,5 @@ _FORMULA = {
     "Foca": _foca,
     "Fixed": _fixed,
     "Split": _split,
+    "Feedback": _feedback,
 }

@@ -13,6 +13,7 @@ from synccache.fx.predict import low_band, predict, weighted_sum
 from synccache.policies.dsl import (
     GRID_DCT,
     TOKEN_FFT,
+    Feedback,
     Fixed,
     Foca,
     Hermite,
@@ -96,6 +97,13 @@ def test_worked_number_of_fixed_weights_over_forecasts() -> None:
 
     assert value(weights, (0, 1), [3.0, 3.4], 2) == pytest.approx(3.6)
     assert value(weights, (1, 2), [3.4, 3.6], 3) == pytest.approx(3.7)
+
+
+def test_feedback_takes_back_a_falling_share_of_the_last_error() -> None:
+    found = [value(Feedback(0.5), (0, 3), [1.0, 3.0], at) for at in (4, 5, 6)]
+
+    assert found == [3 + 0.5 * 2, 3 + 0.25 * 2, 3 + 0.125 * 2]
+    assert Feedback(0.0).weights((0, 3), 4) == (0.0, 1.0)
 
 
 def test_foca_takes_half_the_slope_of_the_anchors_and_half_of_the_last_two_values() -> None:

@@ -42,6 +42,7 @@ class BranchState:
     tokens: dict[int, Any] = field(default_factory=dict)  # by rule: TokenState
     gains: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # FromSibling
     owed: Owed = field(default_factory=Owed)  # what the next computed step pays back
+    asked_host: tuple[int, bool] = (0, False)  # ``on_host``: how many were held, and the answer
     layout: Any = None  # the regions that ``held`` belongs to
     recording: Any = None  # what ``gates`` belong to
 
@@ -53,13 +54,20 @@ class BranchState:
         if self.layout is layout:
             return
         self.held, self.owed, self.layout = {}, Owed(), layout
-        self.tokens, self.gains = {}, {}
+        self.tokens, self.gains, self.asked_host = {}, {}, (0, False)
         if recording is not None and self.recording is recording:
             for gate in self.gates.values():
                 gate.forget_held()
         else:
             self.gates, self.writes = {}, None
         self.recording = recording
+
+    def on_host(self) -> bool:
+        """Whether anything that is held lies in main memory; asked once for each set of regions."""
+        if self.asked_host[0] != len(self.held):
+            there = any(h.storage.place is Place.HOST for h in self.held.values())
+            self.asked_host = (len(self.held), there)
+        return self.asked_host[1]
 
     def gate(self, rule: int) -> GateState:
         """What the gate of this rule remembers."""

@@ -102,6 +102,8 @@ class SkipRegion(nn.Module):
 
     def _prefetch_next(self, state: BranchState) -> None:
         """Begins to copy what the next region on the host holds, while this one's is used."""
+        if not state.on_host():
+            return
         later = (held for key, held in state.held.items() if key[0] > self.index)
         following = next((h for h in later if h.storage.place is Place.HOST), None)
         if following is not None:

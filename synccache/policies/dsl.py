@@ -67,6 +67,7 @@ from synccache.policies.fitted import Fitted, Payback
 from synccache.policies.predictors import (
     GRID_DCT,
     TOKEN_FFT,
+    Feedback,
     Fixed,
     Foca,
     Hermite,
@@ -263,6 +264,7 @@ __all__ = [
     "Entering",
     "Every",
     "ExactError",
+    "Feedback",
     "Fitted",
     "Fixed",
     "Foca",

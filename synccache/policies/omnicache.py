@@ -4,8 +4,8 @@ Probe:   none: a step mask from the curvature of a whole trajectory (fx.curvatur
 Error:   a skipped step adds the whole stack's last computed residual.
 Source:  OmniCache, ICCV 2025, arXiv 2508.16212, of which only the abstract was at hand: that steps are
          chosen by the trajectory's geometry is the paper's. The measure of curvature, the limit of skips
-         in a row and the predictor are ours; its filter of the noise that reuse injects is not here. Do
-         not take this for the paper's algorithm.
+         in a row and the predictor are ours. Of its filter of the noise that reuse injects there is a
+         guess, reuse=Split(high=Feedback()). Do not take this for the paper's algorithm.
 """
 
 from synccache.policies.dsl import Hold, Policy, Predictor, Rule, branches

@@ -277,6 +277,35 @@ class Fixed(Predictor):
         return (*(0.0,) * (len(anchors) - len(self.factors)), *self.factors)
 
 
+@dataclass(frozen=True, slots=True)
+class Feedback(Predictor):
+    """Reuse, less an estimate of the error that reuse makes: ``F_a - rho^k (F_b - F_a)``.
+
+    F_b - F_a is what reusing F_b on step a would have been wrong by; k skipped steps later a share
+    ``rho^k`` of it is taken to be left. rho 0 is reuse, rho 1 adds the last change once. Filter it by
+    frequencies with ``Split(low=..., high=Feedback(...))``. Holds 2 tensors a run.
+
+    Source: a reconstruction: OmniCache, arXiv 2508.16212, says that it filters the noise that reuse
+    injects and correlates it over steps; rho and the filters are not published.
+    """
+
+    rho: float = 0.5
+
+    def __post_init__(self) -> None:
+        rho = plain_number(self.rho, "Feedback(rho=...)", low=0.0, high=1.0)
+        object.__setattr__(self, "rho", rho)
+
+    @property
+    def history(self) -> int:
+        return 2
+
+    def weights(self, anchors: tuple[int, ...], at: int) -> tuple[float, ...]:
+        if len(anchors) < self.history:
+            return _newest(len(anchors))
+        left = self.rho ** (at - anchors[-1])
+        return (*(0.0,) * (len(anchors) - 2), -left, 1.0 + left)
+
+
 class Transform(enum.Enum):
     """How a split goes to frequencies."""
 
