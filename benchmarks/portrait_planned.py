@@ -301,8 +301,8 @@ def table(folder: Path) -> Iterator[str]:
             if "planned" not in by or len(clips) >= len(by["planned"])
         }
         yield f"\n{cell} (steps:computed:guidance), {min(map(len, by.values()))} clips"
-        yield "| policy | x | PSNR | worst quarter | mouth | area % | planned gains | worst quarter |"
-        yield "|---|---|---|---|---|---|---|---|"
+        yield "| policy | x | FLOPs | PSNR | worst quarter | mouth | area % | planned gains | worst quarter |"
+        yield "|---|---|---|---|---|---|---|---|---|"
         for name in sorted(by, key=lambda n: -_mean(by[n], "psnr")):
             clips = by[name]
             gain = ["", ""]
@@ -314,10 +314,14 @@ def table(folder: Path) -> Iterator[str]:
                     f"{statistics.mean(gains):+.1f} ± {error:.1f}",
                     f"{quarter(by['planned']) - quarter(clips):+.1f}",
                 ]
-            yield (
-                f"| {name} | {_mean(clips, 'executed'):.3f} | {_mean(clips, 'psnr'):.1f} | {quarter(clips):.1f} | "
-                f"{_mean(clips, 'mouth'):.1f} | {_mean(clips, 'area'):.2f} | {gain[0]} | {gain[1]} |"
-            )
+            cells = [f"{_mean(clips, key):.3f}" for key in ("executed", "flops")]
+            cells += [
+                f"{_mean(clips, 'psnr'):.1f}",
+                f"{quarter(clips):.1f}",
+                f"{_mean(clips, 'mouth'):.1f}",
+            ]
+            cells.append(f"{_mean(clips, 'area'):.2f}")
+            yield f"| {' | '.join([name, *cells, *gain])} |"
 
 
 def _mean(clips: dict[int, dict], key: str) -> float:
