@@ -32,6 +32,7 @@ from synccache.planner.step_plan import StepPlan
 from synccache.policies.dsl import (
     PREVIOUS,
     Linear,
+    Payback,
     Policy,
     Rule,
     Taylor,
@@ -101,6 +102,7 @@ GATED: dict[str, Callable[[float], Policy]] = {
     "dicache": lambda t: policies.dicache(t, retention=0.05),
     "confidence_taylor": lambda t: policies.confidence_taylor(t, warmup=2),
 }
+WITHOUT = "planned, without payback"
 FOLDER: list[Path] = []  # where the calibration lies
 
 
@@ -121,6 +123,9 @@ def uniform(steps: int, count: int) -> dict[str, Policy]:
     return {
         "evenly spaced, linear": policies.step_mask(even, reuse=Linear()),
         "evenly spaced, reuse": policies.step_mask(even),
+        "evenly spaced, linear, payback 0.5": policies.step_mask(even, reuse=Linear()).with_(
+            payback=Payback(0.5)
+        ),
         "evenly spaced, taylor 2": policies.step_mask(even, reuse=Taylor(2)),
         "taylorseer_lite": policies.taylorseer_lite(round(steps / count), order=1, first=1),
         "warm-up 2, even, linear": policies.step_mask(
@@ -334,6 +339,12 @@ def quarter(clips: dict[int, dict]) -> float:
     return statistics.mean(values[: max(1, len(values) // 4)])
 
 
+def cell_of(text: str) -> Cell:
+    """``steps:computed:guidance``."""
+    steps, computed, guidance = text.split(":")
+    return int(steps), int(computed), float(guidance)
+
+
 def main() -> None:
     """Measure, or print what was measured."""
     parser = argparse.ArgumentParser(
@@ -352,26 +363,15 @@ def main() -> None:
     options.out.mkdir(exist_ok=True)
     FOLDER.append(options.out)
     for text in options.cell if options.what == "run" else ():
-        steps, computed, guidance = text.split(":")
-        cell = int(steps), int(computed), float(guidance)
+        cell = cell_of(text)
         bench = Bench(options.out, cell, options.clips)
         wanted = options.policy or ["planned", *uniform(*cell[:2]), *GATED]
         for name in wanted:
-            if name == "planned":
-                source = options.plan_of or bench.name
-                owner = (
-                    bench
-                    if source == bench.name
-                    else Bench(
-                        options.out, (cell[0], cell[1], float(source.split(":")[2])), options.clips
-                    )
-                )
-                bench.measure(
-                    name,
-                    policies.planned(
-                        owner.chosen(options.moves, tuple(options.strengths), tuple(options.early))
-                    ),
-                )
+            if name.startswith("planned"):
+                source = Bench(options.out, cell_of(options.plan_of or text), options.clips)
+                plan = source.chosen(options.moves, tuple(options.strengths), tuple(options.early))
+                plan = plan.with_payback(0.0) if name == WITHOUT else plan
+                bench.measure(name, policies.planned(plan))
             elif name in GATED:
                 bench.measure(name, GATED[name](bench.threshold(name)))
             else:
