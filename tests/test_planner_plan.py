@@ -233,7 +233,7 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_works() -> None:
     assert str(refusal.value) == (
         "asymmetric on Net: the budget of 62.00 KB (61999 bytes) is below the 62.00 KB "
         "(62000 bytes) needed at least: weights 50.00 KB, activations at their peak 7.00 KB, "
-        "residuals 4.00 KB, step-invariant values 600 B, probe and masks 400 B "
+        "residuals 4.00 KB, step-invariant values 600 B, probe, masks and constants 400 B "
         "(2 guidance branches, 1 region, 2 held tensors for each). Raise mem_budget to 62000. "
         'storages=("as computed", "in turns") needs 60.00 KB (60000 bytes): fits. '
         "A predictor that holds 1 tensor needs 60.00 KB (60000 bytes): fits. "
@@ -330,7 +330,7 @@ weights                50.00 KB
 activations, peak       7.00 KB
 residuals               6.00 KB  2 guidance branches
 step-invariant values     600 B  2 guidance branches
-probe and masks           400 B  shared
+shared by branches        400 B  probe, masks, constants
 together               64.00 KB  of a budget of 100.00 KB, 36.00 KB free
 
 Least drift for each number of regions, budget aside:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
 from synccache.fx import report
@@ -215,8 +216,9 @@ class CachedModel(nn.Module):
         return self._builder(self._model, self._request, captured, branches, name)
 
     def _run(self, call: Call, variant: Variant, tensors: list[Tensor]) -> Any:
+        call.state.inputs = call.state.inputs or tuple(map(TensorWeakRef, tensors))
         if len(call.trajectory.branches) > variant.guidance_branches:
-            variant = planned_again(self, variant, len(call.trajectory.branches))
+            variant = planned_again(self, call, variant)
         variant = warmed_up(self, call, variant)
         self._variants.last = variant
         emitted, layout = variant.emitted, variant.layout

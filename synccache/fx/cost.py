@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,6 +16,7 @@ from synccache.fx.capture import Captured
 from synccache.fx.conditions import SAMPLE, nodes_tagged
 from synccache.fx.estimate import size_bytes
 from synccache.fx.held import tensor_bytes
+from synccache.fx.live import live_nodes
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
@@ -54,13 +56,53 @@ def activation_peak_bytes(captured: Captured) -> int:
     return peak_bytes(captured.lifetimes)
 
 
-def invariant_bytes(captured: Captured, hoisted: dict[Node, int]) -> int:
-    """Bytes of the step-invariant values that emitted graphs keep; shared memory counts once."""
-    sizes = {}
-    for node in hoisted:
-        if any(u not in hoisted or hoisted[u] != hoisted[node] for u in node.users):
-            sizes[node.meta.get("storage", node)] = node.meta.get("storage_bytes", 0)
-    return sum(sizes.values())
+def invariant_bytes(
+    captured: Captured, hoisted: dict[Node, int], live: set[Node]
+) -> dict[int, int]:
+    """Bytes of the step-invariant values that emitted graphs keep, by the inputs they are made from.
+
+    Shared memory counts once; what is not ``live`` is not kept. What a module is only given and does
+    not use counts, though it is kept only where the module is called whole.
+    """
+    sizes: dict[int, dict[object, int]] = defaultdict(dict)
+    seen: set[object] = set()
+    for node, bits in hoisted.items():
+        given = not any(u in live for u in node.users)
+        if node in live and (
+            given
+            or any(u in live and (u not in hoisted or hoisted[u] != bits) for u in node.users)
+            or any(u.op == "output" for u in node.users)
+        ):
+            memory = node.meta.get("storage", node)
+            if memory not in seen:
+                seen.add(memory)
+                sizes[bits][memory] = node.meta.get("storage_bytes", 0)
+    return {bits: sum(found.values()) for bits, found in sizes.items()}
+
+
+def _split_invariants(
+    captured: Captured,
+    hoisted: dict[Node, int],
+    live: set[Node],
+    branches: int,
+    sharing: Sharing,
+) -> tuple[int, int]:
+    """(bytes for each guidance branch, bytes of what branches share) of step-invariant values."""
+    each = shared = 0
+    for bits, size in invariant_bytes(captured, hoisted, live).items():
+        mine = [i for i, n in enumerate(captured.placeholders) if captured.depends[n] & bits]
+        copies = (
+            len({tuple(labels[i] for i in mine) for labels in sharing}) if sharing else branches
+        )
+        copies = copies if mine else 1
+        each, shared = (
+            (each + size, shared) if copies == branches else (each, shared + size * copies)
+        )
+    return each, shared
+
+
+Sharing = Sequence[Sequence[int]]
+"""For each guidance branch and input tensor, the first branch that is given the same tensor."""
 
 
 def visual_flops(program: ResidualProgram) -> int:
@@ -129,12 +171,14 @@ def payback_bytes(policy: Policy, program: ResidualProgram) -> int:
 def chain_problem(
     model: nn.Module, program: ResidualProgram, matches: Sequence[RuleMatch], layout: Layout,
     hoisted: dict[Node, int], *, leader: Leader, guidance_branches: int, masks: int,
-    drift: KnownDrift | None,
+    drift: KnownDrift | None, sharing: Sharing = (),
 ) -> ChainProblem:  # fmt: skip
     """What the planner needs to know of this model, policy and these shapes."""
     regions = layout.regions
     lives = [_lives_between(program, a, b, layout) for a, b in zip(regions, regions[1:])]
     fixed, shared = probe_bytes(matches, program, leader)
+    live = live_nodes(program.captured, matches, layout)
+    kept, kept_once = _split_invariants(program.captured, hoisted, live, guidance_branches, sharing)
     predictors = {type(m.rule.reuse) for m in matches} or {Hold}
 
     histories = {m.keep for m in matches} or {1}
@@ -183,8 +227,8 @@ def chain_problem(
             for form in Form if form is not Form.AS_COMPUTED
         ),
         lower_orders=_lower_orders(tensors, drift) if may_lower else (),
-        fixed_bytes_per_branch=invariant_bytes(program.captured, hoisted) + fixed,
-        shared_bytes=shared + masks,
+        fixed_bytes_per_branch=kept + fixed,
+        shared_bytes=shared + masks + kept_once,
         drift=None if drift is None else drift.table,
         drift_source=DriftSource.ASSUMED if drift is None else drift.source,
         drift_steps=1 if drift is None else drift.steps,

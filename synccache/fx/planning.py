@@ -71,6 +71,7 @@ def make_problem(
         model, program, matches, layout, hoisted, leader=request.policy.leader,
         guidance_branches=guidance_branches, masks=mask_bytes,
         drift=_drift(model, request, layout) if rows is None else drift_of(rows),
+        sharing=request.sharing,
     )  # fmt: skip
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+
 from synccache.fx.planning import border_shape
 from synccache.fx.runtime import Call
 from synccache.fx.variant import Variant
@@ -44,10 +47,33 @@ def _planned_with(compiled: CachedModel, variant: Variant, meter: WarmUpMeter | 
     return fresh
 
 
-def planned_again(compiled: CachedModel, variant: Variant, branches: int) -> Variant:
+def planned_again(compiled: CachedModel, call: Call, variant: Variant) -> Variant:
     """The variant for more guidance branches: caches multiply, so the plan may change."""
-    fresh = compiled._build(variant.captured, branches)
+    states = call.trajectory.branches.values()
+    compiled.__dict__["_request"] = replace(
+        compiled._request, sharing=_sharing([state.inputs for state in states])
+    )
+    fresh = compiled._build(variant.captured, len(states))
     if variant.plan is None or fresh.plan is None or variant.plan.choices == fresh.plan.choices:
         fresh = variant.with_plan_of(fresh)
     compiled._variants.replace(variant, fresh)
     return fresh
+
+
+def _sharing(branches: list[tuple[TensorWeakRef, ...]]) -> tuple[tuple[int, ...], ...]:
+    """For each branch and input tensor, the first branch that was given the same tensor."""
+    found = [[reference() for reference in inputs] for inputs in branches]
+    return tuple(
+        tuple(
+            next(
+                (b for b in range(branch) if tensor is not None and _at(found[b], i) is tensor),
+                branch,
+            )
+            for i, tensor in enumerate(inputs)
+        )
+        for branch, inputs in enumerate(found)
+    )
+
+
+def _at(tensors: list[Tensor | None], index: int) -> Tensor | None:
+    return tensors[index] if index < len(tensors) else None

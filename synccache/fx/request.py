@@ -33,4 +33,5 @@ class Request:
     max_drift: float | None = None
     schedule: RegionSchedule | None = None
     leaves: tuple[str, ...] = ()  # modules that must not be opened
+    sharing: tuple[tuple[int, ...], ...] = ()  # of inputs between guidance branches, once seen
     drift: MeasuredDrift | None = None  # measured while a first trajectory warmed up

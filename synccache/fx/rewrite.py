@@ -28,9 +28,9 @@ from synccache.fx.emit import (
     assemble,
     call_graph,
     is_free,
-    nodes_in,
     write_items,
 )
+from synccache.fx.live import live_nodes
 from synccache.fx.match import RuleMatch
 from synccache.fx.modules import moving
 from synccache.fx.planning import Keep
@@ -79,7 +79,7 @@ def rewrite(
             model, program, captured, matches, layout, hoisted, kept, name=name,
             find_mask=find_mask, measure=measure,
         )  # fmt: skip
-    live = _live(captured, matches, layout)
+    live = live_nodes(captured, matches, layout)
     beside = {n for i, m in enumerate(matches) if program for n in _beside(i, m, program, layout)}
     unit_of = _units(captured, live, layout, hoisted, beside)
     ends = {run.end: region.index for region in layout.regions for run in region.runs}
@@ -218,54 +218,6 @@ def _enclosed(
 
 def _is_invariant(unit: Hashable) -> bool:
     return isinstance(unit, tuple) and unit[0] == "invariant"
-
-
-def _live(captured: Captured, matches: tuple[RuleMatch, ...], layout: Layout) -> set[Node]:
-    """Nodes that the output, the probes or a lasting write need; guards on them; call arguments."""
-    graph = captured.graph
-    roots = [graph.output_node(), *(n for m in matches for t in m.taps.values() for n in t.nodes)]
-    roots += [n for n in graph.nodes if "after_reads" in n.meta and _lasting(n)]
-    roots += [n for n in graph.nodes if "guard" in n.meta]
-    live = _closure(roots)
-    hidden = {n for r in layout.regions for n in r.body} - {
-        run.end for r in layout.regions for run in r.runs
-    }
-    called = {f for n in live if "frame" in n.meta for f in n.meta["frame"].stack()}
-    for frame in captured.frames:
-        # a module called whole is called with all its arguments, also those it does not use
-        if frame.arguments is None or frame.parent is None or frame not in called:
-            continue
-        more = _closure([n for n in nodes_in(frame.arguments) if n not in live]) - live
-        if not any(n in hidden for m in more for n in (m, *m.all_input_nodes)):
-            live |= more
-    live.discard(graph.output_node())
-    return live
-
-
-def _closure(roots: list[Node]) -> set[Node]:
-    seen: set[Node] = set()
-    todo = list(roots)
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo.extend(node.all_input_nodes)
-    return seen
-
-
-def _lasting(write: Node) -> bool:
-    """Whether a write reaches memory that outlives the forward: an input, a weight, a buffer."""
-    seen: set[Node] = set()
-    todo = list(write.all_input_nodes)
-    while todo:
-        node = todo.pop()
-        if node in seen or node.meta.get("storage") != write.meta.get("storage"):
-            continue
-        seen.add(node)
-        if node.op in ("placeholder", "get_attr"):
-            return True
-        todo.extend(node.all_input_nodes)
-    return False
 
 
 def _beside(rule: int, matched: RuleMatch, program: ResidualProgram, layout: Layout) -> set[Node]:

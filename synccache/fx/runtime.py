@@ -43,6 +43,7 @@ class BranchState:
     gains: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # FromSibling
     owed: Owed = field(default_factory=Owed)  # what the next computed step pays back
     asked_host: tuple[int, bool] = (0, False)  # ``on_host``: how many were held, and the answer
+    inputs: tuple[TensorWeakRef, ...] = ()  # of its first call
     layout: Any = None  # the regions that ``held`` belongs to
     recording: Any = None  # what ``gates`` belong to
 

@@ -35,7 +35,7 @@ def check_budget(
         "activations at their peak": problem.activation_bytes,
         "residuals": residuals,
         "step-invariant values": problem.invariant_bytes,
-        "probe and masks": problem.shared_bytes,
+        "probe, masks and constants": problem.shared_bytes,
     }
     taken = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
     raise PlanError(

@@ -128,7 +128,7 @@ def _memory(plan: Plan) -> str:
         ("residuals", format_bytes(memory.residual_bytes), branches),
         *_away(memory),
         ("step-invariant values", format_bytes(memory.invariant_bytes), branches),
-        ("probe and masks", format_bytes(memory.shared_bytes), "shared"),
+        ("shared by branches", format_bytes(memory.shared_bytes), "probe, masks, constants"),
         ("together", format_bytes(memory.total_bytes), _against_budget(plan)),
     ]
     return "\n".join(aligned(("memory on the device", "size", ""), rows, left=(0, 2)))
