@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from generated_models import Spec, build, specs
 from hypothesis import HealthCheck, given, settings
-from real_models import NAMES
 from real_models import build as build_real
 from table_models import NAMES as TABLE
 from table_models import build as build_table
@@ -69,21 +68,18 @@ def bytes_of(model: nn.Module, inputs: Any, policy: Policy, **asked: Any) -> tup
 
 
 @pytest.mark.parametrize("policy", REST, ids=lambda p: p.name)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_released_model_holds_what_its_plan_says(name: str, policy: Policy) -> None:
-    case = build_real(name)
+def test_a_released_model_holds_what_its_plan_says(policy: Policy) -> None:
+    case = build_real("wan_i2v")
     found, planned = bytes_of(case.model, case.new_inputs, policy)
 
     assert found == planned
 
 
-@pytest.mark.parametrize("storage", ["as computed", "float8", "host"])
-@pytest.mark.parametrize("ratio", [None, 0.5])
-def test_wan_s2v_holds_what_its_plan_says(ratio: float | None, storage: str) -> None:
+def test_wan_s2v_with_joined_segments_in_float8_holds_what_its_plan_says() -> None:
     case = build_real("wan_s2v")
     policy = Policy("audio", (Rule(LIVE_AUDIO, step >= 1),))
     found, planned = bytes_of(
-        case.model, case.new_inputs, policy, cache_ratio=ratio, storages=[storage]
+        case.model, case.new_inputs, policy, cache_ratio=0.5, storages=["float8"]
     )
 
     assert found == planned
@@ -98,7 +94,7 @@ def test_a_model_of_the_table_holds_what_its_plan_says(name: str) -> None:
 
 
 @settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 @given(spec=specs())
 def test_a_generated_model_holds_the_residuals_of_its_plan_and_no_more_of_the_rest(

@@ -16,7 +16,7 @@ from synccache.fx.capture import Captured
 from synccache.fx.conditions import SAMPLE, nodes_tagged
 from synccache.fx.estimate import size_bytes
 from synccache.fx.held import tensor_bytes
-from synccache.fx.live import live_nodes
+from synccache.fx.live import live_nodes, passed_whole
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import Layout, Region
@@ -61,15 +61,15 @@ def invariant_bytes(
 ) -> dict[int, int]:
     """Bytes of the step-invariant values that emitted graphs keep, by the inputs they are made from.
 
-    Shared memory counts once; what is not ``live`` is not kept. What a module is only given and does
-    not use counts, though it is kept only where the module is called whole.
+    Shared memory counts once; what is not ``live`` is not kept. What a module is given counts even
+    if only step-invariant operations use it: where the module is called whole, it has to be kept.
     """
     sizes: dict[int, dict[object, int]] = defaultdict(dict)
     seen: set[object] = set()
+    passed = passed_whole(captured, live, hoisted)
     for node, bits in hoisted.items():
-        given = not any(u in live for u in node.users)
         if node in live and (
-            given
+            node in passed
             or any(u in live and (u not in hoisted or hoisted[u] != bits) for u in node.users)
             or any(u.op == "output" for u in node.users)
         ):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.fx import Node
 
 from synccache.fx.capture import Captured
 from synccache.fx.emit import nodes_in
+from synccache.fx.frames import Frame
 from synccache.fx.match import RuleMatch
 from synccache.fx.regions import Layout
 
@@ -58,3 +59,21 @@ def _lasting(write: Node) -> bool:
             return True
         todo.extend(node.all_input_nodes)
     return False
+
+
+def passed_whole(captured: Captured, live: set[Node], hoisted: Mapping[Node, int]) -> set[Node]:
+    """Values that are arguments of modules that may be called whole.
+
+    A module of which something is computed once a trajectory is opened: it is not.
+    """
+    called: set[Frame] = set()
+    opened: set[Frame] = set()
+    for node in live:
+        if "frame" in node.meta:
+            (opened if node in hoisted else called).update(node.meta["frame"].stack())
+    return {
+        node
+        for frame in called - opened
+        if frame.arguments is not None and frame.parent is not None
+        for node in nodes_in(frame.arguments)
+    }
