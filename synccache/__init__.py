@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     )
     from synccache.fx.cached_model import CachedModel
     from synccache.fx.fake import without_weights
+    from synccache.measure import MethodNumbers, calibrate_method
+    from synccache.measure import measure as measure
     from synccache.planner import Plan
     from synccache.planner.calibration import Calibration
     from synccache.planner.goals import RegionSchedule, plan_schedule
@@ -38,6 +40,7 @@ __all__ = [
     "Calibration",
     "CaptureError",
     "MatchError",
+    "MethodNumbers",
     "Plan",
     "PlanError",
     "Policy",
@@ -48,8 +51,10 @@ __all__ = [
     "SynccacheError",
     "VerifyError",
     "calibrate",
+    "calibrate_method",
     "choose_schedule",
     "compile",
+    "measure",
     "plan",
     "plan_schedule",
     "policies",
@@ -64,6 +69,9 @@ _HOME = {
     "Rule": "synccache.policies.dsl",
     "RegionSchedule": "synccache.planner.goals",
     "calibrate": "synccache.calibrate",
+    "calibrate_method": "synccache.measure",
+    "MethodNumbers": "synccache.measure",
+    "measure": "synccache.measure",
     "choose_schedule": "synccache.schedules",
     "compile": "synccache.compiler",
     "plan": "synccache.preview",

@@ -65,6 +65,7 @@ leaves = st.one_of(
     relative,
     filtered,
     st.builds(dsl.MeanChange, early, since, weights),
+    st.builds(dsl.SizeRatio, early, st.sampled_from(dsl.Since)),
     st.builds(dsl.MeanSize, early | st.just(dsl.prediction), st.sampled_from(dsl.Since)),
     st.builds(dsl.Gain, early | st.just(dsl.prediction), early),
     st.builds(dsl.Lagged, known_late, st.none() | st.floats(0, 1)),
@@ -127,6 +128,7 @@ skips = st.one_of(
     st.builds(dsl.Segments, selectors),
     st.builds(dsl.Values, selectors | st.just(dsl.network)),
     st.builds(dsl.Whole, selectors),
+    st.just(dsl.nothing),
     st.builds(dsl.Modules, selectors, st.booleans()),
     st.just(dsl.network),
 )

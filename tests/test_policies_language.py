@@ -217,7 +217,7 @@ WRONG: list[tuple[str, Callable[[], object], str]] = [
     (
         "rule skips a number",
         lambda: Rule(1, moved <= 1),
-        "must be a selector or segments or values or modules or network or whole, got 1",
+        "must be a selector or segments or values or modules or network or whole or nothing, got 1",
     ),
     ("rule skips blocks", lambda: Rule(blocks, moved <= 1), r"Select branches, e.g. blocks\[1:\]"),
     ("rule when a signal", lambda: Rule(branches, moved), "Compare a signal with a number"),

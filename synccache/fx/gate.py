@@ -7,7 +7,8 @@ steps are kept. A rule whose condition measures nothing has no probe and waits f
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,15 @@ from synccache.policies import dsl
 from synccache.policies.evaluate import Now
 
 _CALLERS = (dsl.Latent, dsl.Prediction, dsl.Given)  # tensors that the caller may write to
+
+
+class Seen(NamedTuple):
+    """One number that a gate saw: of which guidance branch, on which step, of which signal."""
+
+    branch: Hashable
+    step: int
+    signal: dsl.Signal
+    value: float | Tensor | None  # None: undefined
 
 
 class Gate(nn.Module):
@@ -43,6 +53,8 @@ class Gate(nn.Module):
         self.signals = dsl.measured_signals(self.condition)
         self.siblings = isinstance(matched.rule.reuse, dsl.FromSibling)
         self.settles = reads_prediction(matched.rule)
+        self.only_measures = isinstance(matched.rule.skip, dsl.Nothing)
+        self.seen: list[Seen] = []  # of a rule that only measures
         self.anchor = (
             anchor_probe(matched.rule) if isinstance(matched.rule.reuse, dsl.TwoAnchor) else None
         )
@@ -54,6 +66,7 @@ class Gate(nn.Module):
             return False  # the others are predicted from this call
         state = call.state.gate(self.rule)
         can = call.meter is None and all(run in call.state.held for run in self.runs)
+        can = can and not self.only_measures
         values = self._probe_values(probes)
         if call.leads:
             values |= self._given(call)
@@ -80,6 +93,9 @@ class Gate(nn.Module):
         if not wanted:
             _note_blocked(now, self.condition, state)
         now.finish(self.condition, skipped=skip)
+        if self.only_measures:
+            at = call.trajectory.step
+            self.seen += [Seen(call.key, at, s, value) for s, value in now.values.items()]
         self._remember(call, state, values, skip)
         return skip
 
@@ -137,6 +153,14 @@ class Gate(nn.Module):
         if isinstance(signal, dsl.MeanSize):
             value = state.references.get((signal.probe, signal.since, ()))
             return () if value is None else (metrics.mean_size(value),)
+        if isinstance(signal, dsl.SizeRatio):
+            before, now = (
+                state.references.get((signal.probe, signal.since, ())),
+                values[signal.probe],
+            )
+            if before is None or before.shape != now.shape:
+                return ()
+            return (metrics.size_ratio(now, before),)
         assert isinstance(signal, (dsl.RelativeL1, dsl.MeanChange))
         return self._change(signal, call, state, values[signal.probe])
 
@@ -226,6 +250,8 @@ class Gate(nn.Module):
             elif dsl.late(signal) and isinstance(signal, (dsl.RelativeL1, dsl.MeanChange)):
                 for value in self._change(signal, call, state, prediction):
                     state.late[signal] = (call.trajectory.step, value)
+                    if self.only_measures:
+                        self.seen.append(Seen(call.key, call.trajectory.step, signal, value))
         for probe, since, weights in kept(self.signals):
             if isinstance(probe, dsl.Prediction):
                 self._keep(call, state, probe, since, weights, prediction, skipped)
@@ -294,4 +320,4 @@ def conjuncts(condition: dsl.Condition) -> tuple[dsl.Condition, ...]:
     return (condition,)
 
 
-__all__ = ["Gate", "Settle", "conjuncts"]
+__all__ = ["Gate", "Seen", "Settle", "conjuncts"]

@@ -115,7 +115,7 @@ def _match_rule(
     selector = dsl.selector_of(rule.skip)
     skip = select(selector, program)
     where = f"{where}, rule {number + 1}"
-    if not skip:
+    if not skip and not isinstance(rule.skip, dsl.Nothing):
         raise MatchError(
             f"{selector!r} selects 0 of {len(program.branches)} branches in {program.blocks} blocks.",
             where=where, hint="Print compiled.explain() to see the branches and what they read.",

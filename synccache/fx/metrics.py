@@ -81,6 +81,12 @@ def mean_size(value: Tensor) -> Tensor:
     return value.float().abs().mean()
 
 
+def size_ratio(now: Tensor, reference: Tensor) -> Tensor:
+    """The mean over tokens of ``||now|| / ||reference||``."""
+    sizes = [torch.linalg.vector_norm(t.float(), dim=-1) for t in (now, reference)]
+    return (sizes[0] / sizes[1]).mean()
+
+
 def two_anchor_ratio(now: Tensor, older: Tensor, newer: Tensor) -> Tensor:
     """``mean|now - older| / mean|newer - older|``; 1, plain reuse, where the anchors coincide."""
     moved = (now.float() - older.float()).abs().mean()

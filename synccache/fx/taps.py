@@ -72,7 +72,7 @@ def kept(signals: Iterable[dsl.Signal]) -> tuple[Kept, ...]:
     for signal in signals:
         if isinstance(signal, (dsl.RelativeL1, dsl.MeanChange)):
             found.append(kept_key(signal))
-        elif isinstance(signal, dsl.MeanSize):
+        elif isinstance(signal, (dsl.MeanSize, dsl.SizeRatio)):
             found.append((signal.probe, signal.since, ()))
         elif isinstance(signal, dsl.Gain):
             found += [(probe, dsl.LAST_COMPUTED, ()) for probe in (signal.of, signal.per)]

@@ -11,6 +11,7 @@ from synccache.policies import counters as n
 from synccache.policies import probes as p
 from synccache.policies import selectors as sel
 from synccache.policies import signals as s
+from synccache.policies import sizes
 
 
 def describe(item: Any) -> str:
@@ -79,7 +80,8 @@ _SAY: dict[type, Callable[[Any], str]] = {
     p.ChannelStride: lambda of: f"every channel {of.n} apart",
     s.RelativeL1: _relative,
     s.MeanChange: lambda of: f"mean change of {describe(of.probe)} since {describe(of.since)}",
-    s.MeanSize: lambda of: f"mean size of {describe(of.probe)} at {describe(of.since)}",
+    sizes.SizeRatio: lambda of: f"size of {describe(of.probe)} over that at {describe(of.since)}",
+    sizes.MeanSize: lambda of: f"mean size of {describe(of.probe)} at {describe(of.since)}",
     s.Gain: lambda of: f"gain of {describe(of.of)} per {describe(of.per)}",
     s.ExactError: lambda of: f"error against exact {describe(of.of)}",
     s.Polynomial: lambda of: f"polynomial of {describe(of.of)}",

@@ -1,6 +1,6 @@
 """OmniCache: a reconstruction; skip the steps at which a calibrated trajectory bends least.
 
-Probe:   none: a step mask from the curvature of a whole trajectory (fx.curvature), measured beforehand.
+Probe:   none: a step mask from the curvature of a whole trajectory (synccache.fx.curvature), measured beforehand.
 Error:   a skipped step adds the whole stack's last computed residual.
 Source:  OmniCache, ICCV 2025, arXiv 2508.16212, of which only the abstract was at hand: that steps are
          chosen by the trajectory's geometry is the paper's. The measure of curvature, the limit of skips

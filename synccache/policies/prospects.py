@@ -16,6 +16,7 @@ from synccache.policies.counters import Counter
 from synccache.policies.describe import describe
 from synccache.policies.evaluate import Memory, Now, Number
 from synccache.policies.rule import Policy, Rule
+from synccache.policies.selectors import Nothing
 from synccache.policies.signals import measured_signals, parts
 
 _OF_THE_SAMPLER = ("timestep", "noise", "progress")  # counters that the sampler decides
@@ -68,6 +69,8 @@ def check_prospects(policy: Policy, steps: int) -> None:
 
 def _never(rule: Rule, steps: int) -> str | None:
     """What keeps a rule from its first skip on every step; None where something may let it."""
+    if isinstance(rule.skip, Nothing):
+        return None
     sides = list(_sides(rule.when))
     memory = Memory()
     could, false_on = False, dict.fromkeys(sides, 0)

@@ -12,7 +12,16 @@ from synccache.policies.conditions import Condition, Signal
 from synccache.policies.fitted import Payback, check_payback
 from synccache.policies.predictors import Hold, Predictor, TwoAnchor
 from synccache.policies.probes import Output, Residual
-from synccache.policies.selectors import Modules, Network, Segments, Selector, Skip, Values, Whole
+from synccache.policies.selectors import (
+    Modules,
+    Network,
+    Nothing,
+    Segments,
+    Selector,
+    Skip,
+    Values,
+    Whole,
+)
 from synccache.policies.siblings import FromSibling
 from synccache.policies.signals import check_late, measured_signals
 from synccache.policies.thresholds import thresholds, with_threshold
@@ -33,7 +42,7 @@ FIRST_BRANCH = Leader.FIRST_BRANCH
 EACH_BRANCH = Leader.EACH_BRANCH
 
 
-SKIPS = (Selector, Segments, Values, Modules, Network, Whole)
+SKIPS = (Selector, Segments, Values, Modules, Network, Whole, Nothing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,11 +279,20 @@ def whole(of: Selector) -> Whole:
     return Whole(of)
 
 
-Skip = Selector | Segments | Values | Modules | Network | Whole
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No branch: the rule only measures. Written ``nothing``; see ``synccache.measure``."""
+
+
+nothing = Nothing()
+
+Skip = Selector | Segments | Values | Modules | Network | Whole | Nothing
 
 
 def selector_of(skip: Skip) -> Selector:
     """The branches that ``Rule(skip=...)`` names; all of them for the network."""
     if isinstance(skip, Network):
         return branches
+    if isinstance(skip, Nothing):
+        return branches - branches
     return skip if isinstance(skip, Selector) else selector_of(skip.of)

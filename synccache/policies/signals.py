@@ -16,7 +16,6 @@ from synccache.policies.checks import expect, plain_integer, plain_number, plain
 from synccache.policies.conditions import Condition, Signal
 from synccache.policies.counters import Counter
 from synccache.policies.probes import (
-    LAST_COMPUTED,
     OLD,
     PROBES,
     RATIO_OF_MEANS,
@@ -32,8 +31,7 @@ from synccache.policies.probes import (
     Weight,
 )
 from synccache.policies.selectors import Selector
-
-_PROBE_HINT = "Probes are output(...), residual(...), modulated(...), latent, time_embedding, ..."
+from synccache.policies.sizes import PROBE_HINT, MeanSize, SizeRatio
 
 # ---- measured
 
@@ -54,7 +52,7 @@ class RelativeL1(Signal):
     eps: float = 0.0
 
     def __post_init__(self) -> None:
-        expect(self.probe, PROBES, "relative_l1's probe", _PROBE_HINT)
+        expect(self.probe, PROBES, "relative_l1's probe", PROBE_HINT)
         hint = "Use PREVIOUS, LAST_COMPUTED or forecast(...)."
         expect(self.since, (Since, Forecast), "relative_l1(since=...)", hint)
         _check_weight(self.weight, "relative_l1(weight=...)")
@@ -90,7 +88,7 @@ class MeanChange(Signal):
     weight: Weight | tuple[Weight, ...] | None = None
 
     def __post_init__(self) -> None:
-        expect(self.probe, PROBES, "mean_change's probe", _PROBE_HINT)
+        expect(self.probe, PROBES, "mean_change's probe", PROBE_HINT)
         hint = "Use PREVIOUS, LAST_COMPUTED or forecast(...)."
         expect(self.since, (Since, Forecast), "mean_change(since=...)", hint)
         _check_weight(self.weight, "mean_change(weight=...)")
@@ -107,23 +105,6 @@ def mean_change(
 
 
 @dataclass(frozen=True, slots=True)
-class MeanSize(Signal):
-    """``mean|q|``: q the probe as it was at ``since``."""
-
-    probe: Probe
-    since: Since = LAST_COMPUTED
-
-    def __post_init__(self) -> None:
-        expect(self.probe, PROBES, "mean_size's probe", _PROBE_HINT)
-        expect(self.since, Since, "mean_size(since=...)", "Use PREVIOUS or LAST_COMPUTED.")
-
-
-def mean_size(probe: Probe, *, since: Since = LAST_COMPUTED) -> MeanSize:
-    """Mean absolute value that a probe had."""
-    return MeanSize(probe, since)
-
-
-@dataclass(frozen=True, slots=True)
 class Gain(Signal):
     """``mean|of_a - of_b| / mean|per_a - per_b|``: a the last computed step, b the one before it.
 
@@ -137,8 +118,8 @@ class Gain(Signal):
     per: Probe
 
     def __post_init__(self) -> None:
-        expect(self.of, PROBES, "what gain(...) follows", _PROBE_HINT)
-        expect(self.per, PROBES, "what gain(...) divides by", _PROBE_HINT)
+        expect(self.of, PROBES, "what gain(...) follows", PROBE_HINT)
+        expect(self.per, PROBES, "what gain(...) divides by", PROBE_HINT)
 
 
 def gain(of: Probe, per: Probe) -> Gain:
@@ -324,7 +305,7 @@ def choose(condition: Condition, then: float | Signal, otherwise: float | Signal
 
 # ---- looking at conditions
 
-MEASURED = (RelativeL1, MeanChange, MeanSize, Gain, ExactError, Given)
+MEASURED = (RelativeL1, MeanChange, MeanSize, SizeRatio, Gain, ExactError, Given)
 
 
 def parts(item: object) -> tuple[object, ...]:
