@@ -16,6 +16,7 @@ import synccache
 from synccache import policies
 from synccache.errors import MatchError
 from synccache.policies.dsl import (
+    GRID_DCT,
     Fixed,
     Foca,
     Hold,
@@ -27,6 +28,7 @@ from synccache.policies.dsl import (
     Rule,
     Segments,
     Selector,
+    Split,
     Taylor,
     Values,
     blocks,
@@ -264,3 +266,12 @@ def test_drift_is_measured_on_residuals_only() -> None:
 
     with pytest.raises(MatchError, match="drift is measured on residuals"):
         synccache.calibrate(case.model, lambda model: run(model, case, 2), policy=policy)
+
+
+def test_tokens_that_are_no_square_grid_are_refused_before_anything_runs() -> None:
+    case = build(Spec(audio=Audio.NONE, tokens_per_frame=5))
+    reuse = Split(transform=GRID_DCT)
+    compiled = synccache.compile(case.model, masked("CS", values(blocks[1:]), reuse))
+
+    with pytest.raises(MatchError, match=r"10 tokens of .* are no square grid"):
+        run(compiled, case, 1)

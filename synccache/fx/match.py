@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
@@ -127,6 +128,8 @@ def _match_rule(
     if isinstance(rule.reuse, dsl.FromSibling):
         for _, end in skipped.whole:
             _check_grid(end, where)
+    if isinstance(rule.reuse, dsl.Split) and rule.reuse.transform is dsl.GRID_DCT:
+        _check_square(skipped, program, where)
     return RuleMatch(rule, skipped, isinstance(rule.skip, dsl.Segments), taps)
 
 
@@ -204,3 +207,16 @@ def _check_outer(found: RuleMatch, index: int, rules: int, where: str) -> None:
             f"reads {inside[0].name}, which lies inside as well.",
             where=f"{where}, rule {index + 1}", hint="Watch the latent, or nothing.",
         )  # fmt: skip
+
+
+def _check_square(skipped: Skipped, program: ResidualProgram, where: str) -> None:
+    """Raises: MatchError where tokens are no square grid."""
+    ends = [*skipped.ends.values(), *(end for _, end in skipped.whole)]
+    ends = ends or [program.branches[i].after for i in skipped.branches]
+    for shape in (tuple(end.meta["shape"]) for end in ends):
+        tokens = shape[-2] if len(shape) > 1 else 1
+        if math.isqrt(tokens) ** 2 != tokens:
+            raise MatchError(
+                f"{tokens} tokens of {list(shape)} are no square grid, which Split(transform=GRID_DCT) "
+                "needs.", where=where, hint="Use Split(transform=TOKEN_FFT).",
+            )  # fmt: skip
