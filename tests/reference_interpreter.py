@@ -60,6 +60,7 @@ class Interpreter:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._advance(float(args[1].reshape(-1)[0]))
         call = _Call(self, self.model.by_hand(*args, **kwargs))
+        self.order = call.numbers[MAIN_STREAM]  # the indices of the main stream's branches
         output = call.output()
         skipped = [call.decide(rule) for rule in range(len(self.policy.rules))]
         call.remember(skipped, output)
@@ -105,7 +106,7 @@ class _Call:
             r
             for i, rule in enumerate(run.policy.rules)
             if not isinstance(rule.skip, dsl.Modules | dsl.Network) and not _whole(rule.skip)
-            for r in runs(i, self.skip[i], hand)
+            for r in runs(i, rule.skip, self.skip[i], hand)
         ]
         self.memo: dict[tuple[str, int], Tensor] = {}
         self.modules: dict[int, Tensor] = {}

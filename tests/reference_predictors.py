@@ -148,6 +148,16 @@ def _split(predictor: Any, computed: Any, history: Sequence[Kept], at: int, *_: 
     return keep(low, predictor.cutoff) + high - keep(high, predictor.cutoff)
 
 
+def _fitted(predictor: Any, computed: Sequence[Kept], history: Any, at: int, *_: Any) -> Tensor:
+    """The planned weights of this step, if the steps that it was planned on were computed."""
+    for step, anchors, weights in predictor.mixes:
+        used = computed[-len(anchors) :]
+        if step == at and [kept.step for kept in used] == list(anchors):
+            terms = (w * kept.tensor for w, kept in zip(weights, used, strict=True))
+            return sum(terms, torch.zeros_like(used[0].tensor))
+    return _linear(predictor, computed, history, at)
+
+
 def _low_tokens(value: Tensor, cutoff: float) -> Tensor:
     """Frequencies along the tokens of at most ``cutoff`` times the highest."""
     spectrum = torch.fft.fft(value, dim=-2)
@@ -181,4 +191,5 @@ _FORMULA = {
     "Fixed": _fixed,
     "Split": _split,
     "Feedback": _feedback,
+    "Fitted": _fitted,
 }

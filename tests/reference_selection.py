@@ -16,6 +16,7 @@ class Run:
     stream: str
     start: int
     stop: int
+    residual: bool = True  # a skipped step adds what is held to the start; else it takes its place
 
 
 def numbers_of(hand: ByHand) -> dict[str, list[int]]:
@@ -47,9 +48,9 @@ def select(selector: dsl.Selector, hand: ByHand) -> frozenset[int]:
     return left & right if isinstance(selector, dsl.Both) else left - right
 
 
-def runs(rule: int, chosen: Iterable[int], hand: ByHand) -> list[Run]:
+def runs(rule: int, skip: dsl.Skip, chosen: Iterable[int], hand: ByHand) -> list[Run]:
     """Maximal runs of chosen branches, split where somebody who is not chosen reads the stream."""
-    chosen = frozenset(chosen)
+    chosen, residual = frozenset(chosen), not isinstance(skip, dsl.Whole | dsl.Values)
     outside = [b for i, b in enumerate(hand.branches) if i not in chosen]
     read = {*hand.outputs, *(place for b in outside for place in b.inputs)}
     found = []
@@ -58,7 +59,7 @@ def runs(rule: int, chosen: Iterable[int], hand: ByHand) -> list[Run]:
         for version, index in enumerate([*members, None]):
             ends = index not in chosen or (stream, version) in read
             if start is not None and ends:
-                found.append(Run(rule, stream, start, version))
+                found.append(Run(rule, stream, start, version, residual))
                 start = None
             if start is None and index in chosen:
                 start = version

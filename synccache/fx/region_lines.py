@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from synccache.fx.capture import Captured
 from synccache.fx.emit import Emitter, Item, Key, call_graph, copy_item, is_free
 from synccache.fx.match import RuleMatch
 from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Region, Run, RunForm
+from synccache.fx.regions import Region
 from synccache.fx.runtime import Invariant
 from synccache.fx.siblings import SiblingRegion
 from synccache.fx.skip import Holding, SkipRegion
 from synccache.fx.tokens import TokenRegion, token_branches
+from synccache.fx.writes import written_in, written_outside, written_too_early
 from synccache.policies import dsl
 
 
@@ -95,10 +96,14 @@ def made_as(matched: RuleMatch, program: ResidualProgram | None, region: Region)
     return make
 
 
-def region_item(
-    emitter: Emitter, region: Region, keep: Keep, items: list[Item], made: Callable[[Region], Any]
-) -> tuple[list[Item], Item]:
-    """The region's line, and copies of starts that what runs beside it writes to before."""
+def region_items(
+    emitter: Emitter, region: Region, keep: Keep, items: list[Item], made: Callable[[Region], Any],
+    decided: int,
+) -> list[Item]:  # fmt: skip
+    """The region's line, behind copies of what it reads where others write to that first.
+
+    decided: position of the last value that its gate reads.
+    """
     inputs, _, inside = _external(items)
     starts = list(dict.fromkeys(run.start for run in region.runs if run.start is not None))
     ends = [run.end for run in region.runs]
@@ -107,8 +112,8 @@ def region_item(
     holds = tuple(
         Holding(
             start=None if run.start is None else starts.index(run.start),
-            copy_start=run.start is not None and _written_in(run.start, inside),
-            copy_end=run.start is None and _written_outside(run, inside, emitter.captured.graph),
+            copy_start=run.start is not None and written_in(run.start, inside),
+            copy_end=run.start is None and written_outside(run, inside, emitter.captured.graph),
             dtype=run.end.meta["dtype"],
         )
         for run in region.runs
@@ -128,39 +133,18 @@ def region_item(
         storage=keep.storage,
     )
     gate = f"gate {region.rule}"
-    whole = [r for r in region.runs if r.form is RunForm.WHOLE and _overwritten(r, inside)]
-    early = [n for n in starts if any(run.start is n for run in whole)]
-    keys: list[Key] = [(f"start of {name}", n) if n in early else n for n in ordered]
+    early = written_too_early(region, ordered, inside, decided, emitter.captured.graph)
+    keys: list[Key] = [(name, n) if n in early else n for n in ordered]
+    reading = frozenset(n for n in inside if early.isdisjoint(n.all_input_nodes))
 
     def write(graph, value):  # type: ignore[no-untyped-def]
         inner = [value("call"), value(gate), *map(value, keys)]
         return call_graph(graph, name, module, inner, ends, region.label)
 
-    copies = [copy_item(n, (f"start of {name}", n)) for n in early]
-    first = min(i.position for i in items)
-    return copies, Item(first, frozenset([*keys, gate]), frozenset(ends), inside, write)
-
-
-def _overwritten(run: Run, inside: frozenset[Node]) -> bool:
-    """Whether what runs beside a region, for its probes, writes to the memory that the run starts from."""
-    assert run.start is not None
-    graph, first, last = run.start.graph, run.start.meta["position"], run.end.meta["position"]
-    beside = [n for n in graph.nodes if n not in inside and first < n.meta["position"] < last]
-    return _written_in(run.start, beside)
-
-
-def _written_in(node: Node, inside: Iterable[Node]) -> bool:
-    """Whether one of these operations writes to the memory that ``node`` lives in."""
-    return any(
-        "after_reads" in n.meta and n.meta.get("storage") == node.meta.get("storage")
-        for n in inside
-    )  # fmt: skip
-
-
-def _written_outside(run: Run, inside: frozenset[Node], graph: Graph) -> bool:
-    """Whether what a run ends in is written to later; callers may write to what they are given."""
-    later = [n for n in graph.nodes if n not in inside and n.op != "output"]
-    return run.form is RunForm.NETWORK or _written_in(run.end, later)
+    line = Item(
+        min(i.position for i in items), frozenset([*keys, gate]), frozenset(ends), reading, write
+    )
+    return [*(copy_item(n, (name, n)) for n in ordered if n in early), line]
 
 
 def is_output(key: Key) -> bool:

@@ -285,8 +285,12 @@ def _circles(
         found = {group[i] for i in who}
         unit[node] = ("region", found.pop()) if len(found) == 1 else node
     web: nx.DiGraph = nx.DiGraph()
-    for node in {*needed, *demand}:
-        for operand in node.all_input_nodes:
+    alive = {*needed, *demand}
+    for node in alive:
+        readers = [
+            r for r in node.meta.get("after_reads", ()) if r in alive
+        ]  # it writes after them
+        for operand in [*node.all_input_nodes, *readers]:
             a, b = unit.get(operand, operand), unit.get(node, node)
             if a != b:
                 web.add_edge(a, b)
@@ -295,28 +299,37 @@ def _circles(
             continue
         live = [n for n in component if isinstance(n, Node)]
         members = {n[1] for n in component if isinstance(n, tuple)}
-        if not live:
-            continue
-        position = min(n.meta["position"] for n in live)
-        cuts = {}
-        for i, run in enumerate(runs):
-            if group[i] in members and run.form in (RunForm.RESIDUAL, RunForm.VALUE, RunForm.WHOLE):
-                at = sum(b.sum.meta["position"] < position for b in run.branches)
-                if 0 < at < len(run.branches):
-                    cuts[run] = at
+        mine = [run for i, run in enumerate(runs) if group[i] in members]
+        # nothing live between regions that need each other: one of them goes on behind another's end
+        edges = live or sorted((run.branches[-1].sum for run in mine), key=_position)
+        cuts: dict[Run, int] = {}
+        for edge in [min(edges, key=_position)] if live else edges:
+            cuts = cuts or _cut_behind(mine, edge)
         if not cuts:
-            run = max(
-                (r for i, r in enumerate(runs) if group[i] in members),
-                key=lambda r: len(r.branches),
-            )
+            run = max(mine, key=lambda r: len(r.branches))
             if len(run.branches) == 1 or run.form is RunForm.NETWORK:
                 raise MatchError(
-                    f"{run.branches[0].label} cannot be skipped: {live[0].name} needs part of it and "
+                    f"{run.branches[0].label} cannot be skipped: {edges[0].name} needs part of it and "
                     "it needs that in turn.", hint="Leave this branch out of the rule.",
                 )  # fmt: skip
             cuts[run] = len(run.branches) // 2
         return cuts
     return {}
+
+
+def _position(node: Node) -> int:
+    return int(node.meta["position"])
+
+
+def _cut_behind(runs: Iterable[Run], edge: Node) -> dict[Run, int]:
+    """Runs that can be split -> the number of their branches up to this node, where it is inside."""
+    cuts = {}
+    for run in runs:
+        if run.form in (RunForm.RESIDUAL, RunForm.VALUE, RunForm.WHOLE):
+            at = sum(_position(b.sum) <= _position(edge) for b in run.branches)
+            if 0 < at < len(run.branches):
+                cuts[run] = at
+    return cuts
 
 
 def _regions(

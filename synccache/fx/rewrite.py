@@ -35,12 +35,20 @@ from synccache.fx.match import RuleMatch
 from synccache.fx.modules import moving
 from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
-from synccache.fx.region_lines import cost, invariant_item, is_output, made_as, region_item, used_by
+from synccache.fx.region_lines import (
+    cost,
+    invariant_item,
+    is_output,
+    made_as,
+    region_items,
+    used_by,
+)
 from synccache.fx.regions import Layout, Region, Run
 from synccache.fx.shadow import shadow_items
 from synccache.fx.skip import Holding
 from synccache.fx.tokens import token_branches
 from synccache.fx.watchers import cluster_items, gate_items, tap_item, write_taps
+from synccache.fx.writes import position
 from synccache.policies import dsl
 
 TOP = "top"
@@ -103,6 +111,9 @@ def rewrite(
     placed = emitter.place()
     items = list(placed.pop(TOP, []))
     uses = {unit: used_by(lines) for unit, lines in [(TOP, items), *placed.items()]}
+    for region in layout.regions:  # a run may start at a value that its own branches do not read
+        starts = {run.start for run in region.runs if run.start is not None}
+        uses["region", region.index] = uses.get(("region", region.index), set()) | starts
     names: list[str] = []
     for unit, lines in sorted(placed.items(), key=lambda kv: min(i.position for i in kv[1])):
         if _is_invariant(unit):
@@ -111,16 +122,21 @@ def rewrite(
                 continue  # an argument of modules that were opened, which nothing reads
             item, label = invariant_item(emitter, unit[1], lines, wanted, f"{name}.")  # type: ignore[index]
             names.append(label)
+            items.append(item)
         else:
             region = layout.regions[unit[1]]  # type: ignore[index]
             made = partial(made_as, matches[region.rule], program)
-            copies, item = region_item(emitter, region, kept[region.index], lines, made)
-            items += copies
-        items.append(item)
+            taps = matches[region.rule].taps.values()
+            decided = max((position(n) for t in taps for n in t.nodes), default=-1)
+            items += region_items(emitter, region, kept[region.index], lines, made, decided)
+    # what depends on no input of the loop is computed once, not skipped: nothing is held of it
+    held = replace(
+        layout, regions=tuple(r for r in layout.regions if ("region", r.index) in placed)
+    )
     for i, matched in enumerate(matches):
         if i in silent:
             continue
-        items += gate_items(i, matched, layout, captured.graph, program)
+        items += gate_items(i, matched, held, captured.graph, program)
         items += cluster_items(i, matched, program)
         if program is not None:
             items += shadow_items(emitter, i, matched, program, {d for x in items for d in x.defs})
