@@ -16,6 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from synccache.errors import CaptureError
 from synccache.fx.ages import ages
 from synccache.fx.carried import attributes, refuse_counters, refuse_read_back, same_program
+from synccache.fx.device_memory import DevicePeak
 from synccache.fx.frames import Frame, Unplaceable, has_hooks, own_forward
 from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.recorder import Recorder
@@ -46,6 +47,7 @@ class Captured:
     lifetimes: tuple[tuple[int, int], ...]  # see tensors.Lifetimes.stop
     shapes_only: bool = False  # recorded without values: for planning, never to run
     seconds_source: str = MEASURED
+    device_peak: int | None = None  # bytes, by the device's allocator; None: not known
 
     def parameter_of(self, placeholder: Node) -> str:
         """The forward parameter that a placeholder came from."""
@@ -139,6 +141,7 @@ def _record(
             "forward hooks on the model itself, which the captured forward would bypass.",
             hint="Remove them, or put them on a sub-module.",
         )
+    watched = DevicePeak.begin(tensors)
     started = time.perf_counter()
     with recorder.recording():
         out = forward(*args, **kwargs)
@@ -154,6 +157,7 @@ def _record(
         placeholders=tuple(recorder.placeholders), input_paths=tuple(paths), result=structure,
         constants=recorder.constants, autocast=recorder.autocast, seconds=seconds,
         closed=tuple(sorted(closed)), lifetimes=recorder.watch.lifetimes.stop(),
+        device_peak=watched.end(),
     )  # fmt: skip
     return out, captured, recorder
 

@@ -51,9 +51,11 @@ def activation_peak_bytes(captured: Captured) -> int:
 
     From when each was made and freed while it ran (or while shapes went through it): what Python
     holds on to counts, as do intermediates inside modules that are called whole. Memory that a kernel
-    takes and gives back inside one operation does not: it depends on the device.
+    takes and gives back inside one operation does not: it depends on the device, whose allocator's
+    own figure is taken where there is one.
     """
-    return peak_bytes(captured.lifetimes)
+    seen = peak_bytes(captured.lifetimes)
+    return seen if captured.device_peak is None else max(seen, captured.device_peak)
 
 
 def invariant_bytes(
