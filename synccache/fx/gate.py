@@ -22,7 +22,7 @@ from synccache.fx.progress import Counters
 from synccache.fx.runtime import Call
 from synccache.fx.taps import Transform, anchor_probe, kept, kept_key, reads_prediction
 from synccache.policies import dsl
-from synccache.policies.evaluate import Now
+from synccache.policies.evaluate import Now, lasting
 
 _CALLERS = (dsl.Latent, dsl.Prediction, dsl.Given)  # tensors that the caller may write to
 
@@ -51,6 +51,10 @@ class Gate(nn.Module):
         self.rule, self.matched, self.runs, self.copy = rule, matched, runs, copy
         self.condition = matched.rule.when
         self.signals = dsl.measured_signals(self.condition)
+        self.lasting, self.kept = lasting(self.condition), kept(self.signals)
+        self.sides = conjuncts(self.condition)
+        probes = (getattr(s, n, None) for s in self.signals for n in ("probe", "of", "per"))
+        self.given = tuple(p for p in (*self.signals, *probes) if isinstance(p, dsl.Given))
         self.siblings = isinstance(matched.rule.reuse, dsl.FromSibling)
         self.settles = reads_prediction(matched.rule)
         self.only_measures = isinstance(matched.rule.skip, dsl.Nothing)
@@ -91,11 +95,13 @@ class Gate(nn.Module):
         skip = wanted and can
         call.state.forced += wanted and not can
         if not wanted:
-            _note_blocked(now, self.condition, state)
-        now.finish(self.condition, skipped=skip)
+            _note_blocked(now, self.sides, state)
+        now.finish(self.lasting, skipped=skip)
         if self.only_measures:
             at = call.trajectory.step
-            self.seen += [Seen(call.key, at, s, value) for s, value in now.values.items()]
+            signals = [p for p in dsl.parts(self.condition) if isinstance(p, dsl.Signal)]
+            early = [s for s in dict.fromkeys(signals) if not dsl.late(s)]
+            self.seen += [Seen(call.key, at, s, now.value(s)) for s in early]
         self._remember(call, state, values, skip)
         return skip
 
@@ -109,12 +115,7 @@ class Gate(nn.Module):
         return values
 
     def _given(self, call: Call) -> dict[dsl.Probe, Tensor]:
-        found: dict[dsl.Probe, Tensor] = {}
-        for signal in self.signals:
-            for part in (signal, *(getattr(signal, n, None) for n in ("probe", "of", "per"))):
-                if isinstance(part, dsl.Given):
-                    found[part] = _as_tensor(part, call)
-        return found
+        return {given: _as_tensor(given, call) for given in self.given}
 
     # ---- numbers
 
@@ -199,7 +200,7 @@ class Gate(nn.Module):
             for signal in self.signals:
                 if isinstance(signal, dsl.Gain):
                     self._learn(signal, call, state, values)
-        for probe, since, weights in kept(self.signals):
+        for probe, since, weights in self.kept:
             if probe in values:
                 self._keep(call, state, probe, since, weights, values[probe], skip)
 
@@ -252,7 +253,7 @@ class Gate(nn.Module):
                     state.late[signal] = (call.trajectory.step, value)
                     if self.only_measures:
                         self.seen.append(Seen(call.key, call.trajectory.step, signal, value))
-        for probe, since, weights in kept(self.signals):
+        for probe, since, weights in self.kept:
             if isinstance(probe, dsl.Prediction):
                 self._keep(call, state, probe, since, weights, prediction, skipped)
 
@@ -301,9 +302,9 @@ def _as_tensor(probe: dsl.Given, call: Call) -> Tensor:
     return torch.as_tensor(call.given[probe.name], dtype=None)
 
 
-def _note_blocked(now: Now, condition: dsl.Condition, state: GateState) -> None:
+def _note_blocked(now: Now, sides: tuple[dsl.Condition, ...], state: GateState) -> None:
     """Counts, for each side of the outermost ``&``, the steps on which it stood in the way."""
-    for part in conjuncts(condition):
+    for part in sides:
         if now.holds(part) is True:
             continue
         value = now.value(part.left) if isinstance(part, dsl.Compare) else None

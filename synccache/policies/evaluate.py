@@ -2,7 +2,7 @@
 
     now = Now(counters, measured, memory)
     now.holds(rule.when)        # True, False, or None: undefined
-    now.finish(skipped=True)    # what the memory keeps for the next step
+    now.finish(lasting(rule.when), skipped=True)  # what the memory keeps for the next step
 
 The memory belongs to one rule on one guidance branch. The same code decides in a running gate, unrolls
 a static rule into its mask, and proves that a policy can never skip in a run of so many steps.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,27 +44,28 @@ class Now:
     counters: Mapping[str, Number]
     measured: Mapping[c.Signal, Number]
     memory: Memory
-    values: dict[c.Signal, Number] = field(default_factory=dict)
+    values: dict[int, Number] = field(default_factory=dict)  # by identity: hashing goes deep
     products: dict[c.Signal, float] = field(default_factory=dict)
 
     def value(self, signal: c.Signal) -> Number:
         """The value of a signal on this step; None where it is undefined."""
-        if signal not in self.values:
+        key = id(signal)
+        if key not in self.values:
             known = isinstance(signal, s.MEASURED)
             value = self.measured.get(signal) if known else _VALUE[type(signal)](self, signal)
-            self.values[signal] = None if value is not None and math.isnan(value) else value
-        return self.values[signal]
+            self.values[key] = None if value is not None and math.isnan(value) else value
+        return self.values[key]
 
     def holds(self, condition: c.Condition) -> bool | None:
         """Whether a condition is true, false, or undefined (None) on this step."""
         return _HOLDS[type(condition)](self, condition)
 
-    def finish(self, condition: c.Condition, *, skipped: bool) -> None:
-        """Keeps in the memory what the next step needs; every sum of ``condition`` has advanced."""
-        for part in s.parts(condition):
-            if isinstance(part, s.Lagged) and not s.late(part.of):
+    def finish(self, lasting: Iterable[c.Signal], *, skipped: bool) -> None:
+        """Keeps in the memory what the next step needs of the ``lasting`` signals of the condition."""
+        for part in lasting:
+            if isinstance(part, s.Lagged):
                 self.memory.before[part.of] = self.value(part.of)
-            if isinstance(part, (s.Accumulated, s.Deviation)):
+            elif isinstance(part, (s.Accumulated, s.Deviation)):
                 self._keep(part, skipped)
 
     def _keep(self, of: s.Accumulated | s.Deviation, skipped: bool) -> None:
@@ -76,6 +77,13 @@ class Now:
         elif value is not None:
             memory.sums[of] = value
             memory.products[of] = self.products.get(of, 1.0)
+
+
+def lasting(condition: c.Condition) -> tuple[c.Signal, ...]:
+    """The signals of a condition that remember something from step to step."""
+    kinds = (s.Lagged, s.Accumulated, s.Deviation)
+    found = [part for part in s.parts(condition) if isinstance(part, kinds)]
+    return tuple(p for p in found if not (isinstance(p, s.Lagged) and s.late(p.of)))
 
 
 # ---- signals

@@ -14,7 +14,7 @@ from synccache.errors import StateError
 from synccache.policies.conditions import And, Condition
 from synccache.policies.counters import Counter
 from synccache.policies.describe import describe
-from synccache.policies.evaluate import Memory, Now, Number
+from synccache.policies.evaluate import Memory, Now, Number, lasting
 from synccache.policies.rule import Policy, Rule
 from synccache.policies.selectors import Nothing
 from synccache.policies.signals import measured_signals, parts
@@ -35,12 +35,12 @@ def static_letters(rule: Rule, steps: int) -> str | None:
     asks = {p.name for p in parts(rule.when) if isinstance(p, Counter)}
     if not is_static(rule) or asks.intersection(_OF_THE_SAMPLER):
         return None
-    memory, letters = Memory(), ""
+    memory, letters, kept = Memory(), "", lasting(rule.when)
     for step in range(steps):
         streak = len(letters) - len(letters.rstrip("S"))
         now = Now(_counters(step, steps, streak, letters.count("S")), {}, memory)
         skip = step > 0 and now.holds(rule.when) is True  # on the first step nothing is held
-        now.finish(rule.when, skipped=skip)
+        now.finish(kept, skipped=skip)
         letters += "S" if skip else "C"
     return letters
 
@@ -72,14 +72,14 @@ def _never(rule: Rule, steps: int) -> str | None:
     if isinstance(rule.skip, Nothing):
         return None
     sides = list(_sides(rule.when))
-    memory = Memory()
+    memory, kept = Memory(), lasting(rule.when)
     could, false_on = False, dict.fromkeys(sides, 0)
     for step in range(1, steps):  # on step 0 nothing is held
         now = Now(_counters(step, steps, 0, 0), {}, memory)
         could = could or now.holds(rule.when) is not False
         for side in sides:
             false_on[side] += now.holds(side) is False
-        now.finish(rule.when, skipped=False)
+        now.finish(kept, skipped=False)
     if could:
         return None
     if steps < 2:
