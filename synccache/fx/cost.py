@@ -263,7 +263,7 @@ def lives_between(program: ResidualProgram, layout: Layout, gap: int) -> list[in
 
 def _mergeable(a: Region, b: Region, matches: Sequence[RuleMatch]) -> bool:
     """Whether a plan may hold two neighbouring regions as one: both of one ``segments(...)`` rule."""
-    return a.rule == b.rule and matches[a.rule].planned
+    return a.rules == b.rules and matches[a.rule].planned
 
 
 def _live_group(

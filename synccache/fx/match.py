@@ -15,6 +15,7 @@ from synccache.fx.program import ResidualProgram
 from synccache.fx.regions import RunForm, Skipped
 from synccache.fx.taps import Taps, find_taps, probes_of
 from synccache.policies import dsl
+from synccache.policies.disjoint import disjoint
 from synccache.policies.dsl import Policy, Rule
 
 GRID_DIMS = 4  # [batch, channels, (frames,) height, width]
@@ -94,19 +95,19 @@ def match(
         _match_rule(rule, i, program, where, settled) for i, rule in enumerate(policy.rules)
     )
     matches = tuple(replace(found, payback=policy.payback) for found in matches)
-    taken: dict[int, int] = {}
     whole = [i for i, found in enumerate(matches) if found.skipped.form is RunForm.NETWORK]
     for i, found in enumerate(matches):
         if i in whole[:1]:
             _check_outer(found, i, len(matches), where)
             continue  # the other rules' regions lie inside it
-        for index in found.skip:
-            if index in taken or i in whole:
+        for j, other in enumerate(matches[:i]):
+            both = found.skip & other.skip
+            if both and j not in whole[:1] and not _may_share(found, other):
                 raise MatchError(
-                    f"rules {taken.get(index, *whole[:1]) + 1} and {i + 1} both skip {program.branches[index].label}.",
-                    where=where, hint="Take it out of one of them with `-`.",
+                    f"rules {j + 1} and {i + 1} both skip {program.branches[min(both)].label}.",
+                    where=where, hint="Take it out of one of them with `-`, or give both the same reuse "
+                    "and conditions that are never true together, e.g. step < 10 and step >= 10.",
                 )  # fmt: skip
-            taken[index] = i
     return matches
 
 
@@ -196,6 +197,14 @@ def _check_grid(end: Node, where: str) -> None:
             f"{list(end.meta['shape'])}.",
             where=where, hint="Use it on a model whose output is [batch, channels, ..., height, width].",
         )  # fmt: skip
+
+
+def _may_share(a: RuleMatch, b: RuleMatch) -> bool:
+    """Whether two rules may skip the same branches: on other steps, with the same in their place."""
+    alike = a.rule.reuse == b.rule.reuse and a.skipped.form is b.skipped.form and a.keep == b.keep
+    simple = a.skipped.form in (RunForm.RESIDUAL, RunForm.VALUE, RunForm.MODULE)
+    tokens = a.rule.tokens is not None or b.rule.tokens is not None
+    return alike and simple and not tokens and disjoint(a.rule.when, b.rule.when)
 
 
 def _check_outer(found: RuleMatch, index: int, rules: int, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -132,17 +133,20 @@ def region_items(
         seconds=seconds,
         storage=keep.storage,
     )
-    gate = f"gate {region.rule}"
+    gates = [f"gate {rule}" for rule in region.rules]
     early = written_too_early(region, ordered, inside, decided, emitter.captured.graph)
     keys: list[Key] = [(name, n) if n in early else n for n in ordered]
     reading = frozenset(n for n in inside if early.isdisjoint(n.all_input_nodes))
 
     def write(graph, value):  # type: ignore[no-untyped-def]
-        inner = [value("call"), value(gate), *map(value, keys)]
+        skip = value(gates[0])
+        for other in gates[1:]:
+            skip = graph.call_function(operator.or_, (skip, value(other)))
+        inner = [value("call"), skip, *map(value, keys)]
         return call_graph(graph, name, module, inner, ends, region.label)
 
     line = Item(
-        min(i.position for i in items), frozenset([*keys, gate]), frozenset(ends), reading, write
+        min(i.position for i in items), frozenset([*keys, *gates]), frozenset(ends), reading, write
     )
     return [*(copy_item(n, (name, n)) for n in ordered if n in early), line]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import networkx as nx
@@ -60,15 +60,16 @@ class Run:
     form: RunForm
     start: Node | None
     end: Node
+    also: tuple[int, ...] = ()  # other rules that skip these branches, on other steps
 
     @property
     def label(self) -> str:
         return "the whole network" if self.form is RunForm.NETWORK else label_run(self.branches)
 
 
-def _run(branches: tuple[Branch, ...], rule: int, form: RunForm) -> Run:
+def _run(branches: tuple[Branch, ...], rule: int, form: RunForm, also: tuple[int, ...] = ()) -> Run:
     start = None if form is RunForm.VALUE else branches[0].before
-    return Run(branches, rule, form, start, branches[-1].after)
+    return Run(branches, rule, form, start, branches[-1].after, also)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +84,12 @@ class Region:
     runs: tuple[Run, ...]
     body: frozenset[Node]
     inner: tuple[Branch, ...] = ()
+    also: tuple[int, ...] = ()  # other rules that skip it, on other steps
+
+    @property
+    def rules(self) -> tuple[int, ...]:
+        """Every rule that skips it."""
+        return (self.rule, *self.also)
 
     @property
     def label(self) -> str:
@@ -130,7 +137,7 @@ def lay_out(program: ResidualProgram, rules: Sequence[Skipped], roots: Iterable[
     graph = program.captured.graph
     reach = ancestors(graph)
     outputs, probes = graph.output_node().all_input_nodes, list(roots)
-    runs = [run for rule, skipped in enumerate(rules) for run in _runs(program, rule, skipped)]
+    runs = [run for part in _by_rules(rules) for run in _runs(program, *part)]
     for _ in range(_ROUNDS):
         starts = [r.start for r in runs if r.start is not None]  # what is held is added to them
         starts += [b.before for r in runs if r.form is RunForm.MODULE for b in r.branches]
@@ -156,26 +163,43 @@ def _enclosed(
     """The other rules' regions inside one region for the whole network."""
     nothing = Skipped(frozenset())
     inner = lay_out(program, [nothing if i == whole else s for i, s in enumerate(rules)], roots)
-    runs = tuple(_runs(program, whole, rules[whole]))
+    runs = tuple(_runs(program, whole, (), rules[whole]))
     body = frozenset(n for n in program.captured.graph.nodes if n.op not in _NO_WORK)
     outer = Region(len(inner.regions), whole, runs, body)
     return Layout((*inner.regions, outer), inner.needed, outer)
 
 
-def _runs(program: ResidualProgram, rule: int, skipped: Skipped) -> list[Run]:
+def _by_rules(rules: Sequence[Skipped]) -> Iterator[tuple[int, tuple[int, ...], Skipped]]:
+    """(rule, other rules, what they skip together): branches apart where other rules skip them."""
+    owners: dict[int, list[int]] = defaultdict(list)
+    for rule, skipped in enumerate(rules):
+        if skipped.form is RunForm.NETWORK:
+            yield rule, (), skipped
+            continue
+        for branch in skipped.branches:
+            owners[branch].append(rule)
+    for first, *also in sorted({tuple(found) for found in owners.values()}):
+        mine = frozenset(b for b, found in owners.items() if found == [first, *also])
+        ends = {b: end for b, end in rules[first].ends.items() if b in mine}
+        yield first, tuple(also), replace(rules[first], branches=mine, ends=ends)
+
+
+def _runs(
+    program: ResidualProgram, rule: int, also: tuple[int, ...], skipped: Skipped
+) -> list[Run]:
     if skipped.form is RunForm.NETWORK:
         pairs = skipped.whole
         return [Run(program.branches, rule, RunForm.NETWORK, start, end) for start, end in pairs]
     if skipped.form is RunForm.MODULE:
         modules = [(program.branches[i], end) for i, end in sorted(skipped.ends.items())]
-        return [Run((branch,), rule, RunForm.MODULE, None, end) for branch, end in modules]
+        return [Run((branch,), rule, RunForm.MODULE, None, end, also) for branch, end in modules]
     runs: list[Run] = []
     for stream in program.streams:
         current: list[Branch] = []
         for branch in [*program.of_stream(stream.index), None]:
             fits = branch is not None and branch.index in skipped.branches and _same_shape(branch)
             if current and not fits:
-                runs.append(_run(tuple(current), rule, skipped.form))
+                runs.append(_run(tuple(current), rule, skipped.form, also))
                 current = []
             if fits:
                 current.append(branch)  # type: ignore[arg-type]
@@ -232,7 +256,9 @@ def _split(runs: list[Run], cuts: Mapping[Run, int]) -> list[Run]:
             and run.branches[at].sum is not run.branches[at].after
         ):
             parts = [run.branches[:at]] if at == 0 or len(parts[1]) == 1 else parts
-        out.extend(_run(p, run.rule, run.form) if at is not None else run for p in parts if p)
+        out.extend(
+            _run(p, run.rule, run.form, run.also) if at is not None else run for p in parts if p
+        )
     return out
 
 
@@ -347,7 +373,7 @@ def _regions(
     out = []
     for index, g in enumerate(ordered):
         members = tuple(runs[i] for i in sorted(groups[g]))
-        if len({r.rule for r in members}) > 1:
+        if len({(r.rule, r.also) for r in members}) > 1:
             raise MatchError(
                 f"{members[0].label} and {members[1].label} read each other "
                 "inside, but different rules skip them.", hint="Skip both in one rule.",
@@ -355,7 +381,16 @@ def _regions(
         read = [r for r in members if _read_outside(r, bodies[g], {*needed, *demand})]
         inner = [b for r in members if r not in read for b in r.branches if b.sum not in needed]
         read = [replace(r, branches=_not_probed(r, needed)) for r in read]
-        out.append(Region(index, members[0].rule, tuple(read), frozenset(bodies[g]), tuple(inner)))
+        out.append(
+            Region(
+                index,
+                members[0].rule,
+                tuple(read),
+                frozenset(bodies[g]),
+                tuple(inner),
+                members[0].also,
+            )
+        )
     return tuple(out)
 
 

@@ -199,7 +199,7 @@ def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
     for i, found in enumerate(variant.matches):
         lines.append(f"rule {i + 1}      skip while {describe(found.rule.when)}")
         lines.append(f"            {len(found.skip)} branches in "
-                     f"{sum(r.rule == i for r in variant.layout.regions)} regions, {found.rule.reuse!r}")  # fmt: skip
+                     f"{sum(i in r.rules for r in variant.layout.regions)} regions, {found.rule.reuse!r}")  # fmt: skip
         fixed = mask_line(found.rule, trajectory.steps)
         lines += [f"            {fixed}"] if fixed else []
     for name in sorted(_mask_names(variant)):

@@ -126,7 +126,7 @@ def rewrite(
         else:
             region = layout.regions[unit[1]]  # type: ignore[index]
             made = partial(made_as, matches[region.rule], program)
-            taps = matches[region.rule].taps.values()
+            taps = [t for rule in region.rules for t in matches[rule].taps.values()]
             decided = max((position(n) for t in taps for n in t.nodes), default=-1)
             items += region_items(emitter, region, kept[region.index], lines, made, decided)
     # what depends on no input of the loop is computed once, not skipped: nothing is held of it

@@ -23,7 +23,7 @@ def gate_items(
     behind the model's output where the gate watches that."""
     probes = [n for taps in matched.taps.values() for n in taps.nodes]
     runs = tuple(
-        (r.index, i) for r in layout.regions if r.rule == index for i in range(len(r.runs))
+        (r.index, i) for r in layout.regions if index in r.rules for i in range(len(r.runs))
     )
     last = max((_position(n) for n in probes), default=-1)
     early = [n for n in dict.fromkeys(probes) if written_between(graph, n, _position(n), last)]

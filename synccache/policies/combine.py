@@ -25,7 +25,8 @@ def switch(at: Condition, *, then: Policy, otherwise: Policy, name: str = "") ->
     """``then`` where ``at`` is true, ``otherwise`` where it is false.
 
     Rules that skip the same branches with the same predictor become one rule; others stay apart, and
-    must not overlap. Both policies are measured on every step, so that each finds its references.
+    where they overlap they must have the same predictor. Both policies are measured on every step, so
+    that each finds its references.
     """
     for policy in (then, otherwise):
         expect(policy, Policy, "what switch(...) joins")

@@ -4,7 +4,7 @@ Probe:   none: fixed steps, so it compiles to a step mask.
 Error:   a skipped step adds what the ``count`` blocks added on the last computed step.
 Source:  Delta-DiT, arXiv 2406.01125. No code was released: that there is an interval, a boundary step
          and a number of blocks is the paper's; interval and boundary here are ours. ``count`` has no
-         default, and may be at most half the blocks: the two ends are rules of their own.
+         default; it may be more than half the blocks: the two ends are rules that never hold together.
 """
 
 from synccache.policies.dsl import Policy, Rule, blocks, every, step
