@@ -124,6 +124,24 @@ def test_a_given_number_decides_for_one_step() -> None:
         compiled(one, torch.tensor([1.0]), one.clone())
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("loud", "takes a number or a tensor, got 'loud'"),
+        (None, "takes a number or a tensor, got None"),
+        (torch.ones(3), "but 3 were given"),
+    ],
+)
+def test_what_is_given_must_fit(value: object, says: str) -> None:
+    policy = Policy("loud", (Rule(blocks[1:], given("loudness") <= 0.5),))
+    compiled = synccache.compile(numbers(), policy)
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    compiled.give(loudness=value)
+
+    with pytest.raises(StateError, match=says):
+        compiled(one, torch.tensor([1000.0]), one.clone())
+
+
 def test_a_given_tensor_is_a_probe() -> None:
     heard = relative_l1(given("speech"), since=PREVIOUS)
     compiled = synccache.compile(numbers(), Policy("speech", (Rule(blocks[1:], heard <= 0.1),)))

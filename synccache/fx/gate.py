@@ -7,6 +7,7 @@ steps are kept. A rule whose condition measures nothing has no probe and waits f
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -127,11 +128,12 @@ class Gate(nn.Module):
         pending: dict[dsl.Signal, tuple[Tensor, ...]] = {}
         for signal in self.signals:
             pending[signal] = self._on_device(signal, call, state, values)
-        numbers = [n for parts in pending.values() for n in parts]
-        if not numbers:
+        parts_of = [n for parts in pending.values() for n in parts]
+        if not parts_of:
             return found
         call.syncs += 1
-        read = torch.stack([n.float() for n in numbers]).tolist()
+        device = next((n.device for n in parts_of if n.device.type != "cpu"), parts_of[0].device)
+        read = torch.stack([n.to(device, torch.float32) for n in parts_of]).tolist()
         for signal, parts in pending.items():
             mine, read = read[: len(parts)], read[len(parts) :]
             if len(mine) == 2:  # a gain: one over the other
@@ -145,7 +147,7 @@ class Gate(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The numbers that a signal is made of; none where it is undefined."""
         if isinstance(signal, dsl.Given):
-            return (values[signal].reshape(()),)
+            return (_one_number(signal, values[signal]),)
         if isinstance(signal, dsl.Gain):
             return state.gains.get(signal, ())
         if dsl.late(signal):
@@ -299,7 +301,19 @@ def _as_tensor(probe: dsl.Given, call: Call) -> Tensor:
             f"{call.trajectory.step}.",
             hint=f"Call compiled.give({probe.name}=...) before the first call of every step.",
         )
-    return torch.as_tensor(call.given[probe.name], dtype=None)
+    value = call.given[probe.name]
+    if isinstance(value, bool) or not isinstance(value, (Tensor, numbers.Real)):
+        raise StateError(f"give({probe.name}=...) takes a number or a tensor, got {value!r:.80}.")
+    return torch.as_tensor(value)
+
+
+def _one_number(probe: dsl.Given, value: Tensor) -> Tensor:
+    if value.numel() != 1:
+        raise StateError(
+            f"the policy compares given({probe.name!r}) with a number, but {value.numel()} were given.",
+            hint="Give one number, or measure a change: relative_l1(given(...), since=PREVIOUS).",
+        )
+    return value.reshape(())
 
 
 def _note_blocked(now: Now, sides: tuple[dsl.Condition, ...], state: GateState) -> None:
