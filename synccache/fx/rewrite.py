@@ -118,7 +118,9 @@ def rewrite(
     for unit, lines in sorted(placed.items(), key=lambda kv: min(i.position for i in kv[1])):
         if _is_invariant(unit):
             wanted = set().union(*(found for other, found in uses.items() if other != unit))
-            if not any(d in wanted or is_output(d) for line in lines for d in line.defs):
+            guarded = any("guard" in n.meta for line in lines for n in line.inside)
+            defined = {d for line in lines for d in line.defs}
+            if not guarded and not any(d in wanted or is_output(d) for d in defined):
                 continue  # an argument of modules that were opened, which nothing reads
             item, label = invariant_item(emitter, unit[1], lines, wanted, f"{name}.")  # type: ignore[index]
             names.append(label)

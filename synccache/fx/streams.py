@@ -147,20 +147,20 @@ def _body_flops(trees: _Trees, values: frozenset[Node]) -> dict[Node, int]:
 
 
 def _paths(
-    root: Node, trees: _Trees, flops: dict[Node, int], alive: set[Node]
+    root: Node, trees: _Trees, flops: dict[Node, int], alive: set[Node], least: int = 2
 ) -> Iterator[Lineage]:
-    """The heaviest path from a root, then those of what else hangs on it; two sums or more each."""
+    """The heaviest path from a root, then those of what else hangs on it; ``least`` sums or more."""
     path = _heaviest(root, trees, flops)
     last = max((i for i, s in enumerate(path) if s.node in alive), default=-1)
     kept = tuple(path[: last + 1])
-    if len(kept) >= 2:
+    if len(kept) >= least:
         yield Lineage(_beginning(root, kept), kept, 0)
     taken = {s.node for s in path}
     for value in [root, *(s.node for s in path)]:
         for item in trees.children.get(value, ()):
             if item.node in taken:
                 continue
-            if numel(item.node) < numel(value) and numel(item.base) == numel(item.node):
+            if _cuts(item, value):
                 yield from _cut_off(item, trees, flops, alive)
             else:
                 yield from _paths(item.node, trees, flops, alive)
@@ -170,7 +170,7 @@ def _cut_off(
     first: Sum, trees: _Trees, flops: dict[Node, int], alive: set[Node]
 ) -> Iterator[Lineage]:
     """A path that begins with a part of another stream's value, such as text cut from text|video."""
-    for i, lineage in enumerate(_paths(first.node, trees, flops, alive)):
+    for i, lineage in enumerate(_paths(first.node, trees, flops, alive, least=1)):
         if i == 0 and lineage.sums[0].base is not None and _follows(lineage, first, trees):
             sums = (first, *lineage.sums)
             yield Lineage(_beginning(first.base, sums), sums, 0)
@@ -191,6 +191,8 @@ def _heaviest(root: Node, trees: _Trees, flops: dict[Node, int]) -> list[Sum]:
     for value in sorted(under, key=lambda n: -_position(n)):  # what is added later comes first
         weight[value] = 0
         for item in trees.children.get(value, ()):
+            if _cuts(item, value) and not _written_back(item, value):
+                continue  # the parts of a stream that is parted are streams of their own
             total = flops[item.node] + weight[item.node] + 1
             if total > weight[value]:
                 weight[value], best[value] = total, item
@@ -199,6 +201,27 @@ def _heaviest(root: Node, trees: _Trees, flops: dict[Node, int]) -> list[Sum]:
         path.append(best[value])
         value = best[value].node
     return path
+
+
+def _cuts(item: Sum, value: Node) -> bool:
+    """Whether an addition is to a part of ``value`` alone."""
+    return numel(item.node) < numel(value) and numel(item.base) == numel(item.node)
+
+
+def _written_back(item: Sum, value: Node) -> bool:
+    """Whether the part goes into the whole again: by a write to a slice, or joined to the rest."""
+    seen: set[Node] = set()
+    todo = [item.node]
+    while todo:
+        node = todo.pop()
+        for user in node.users:
+            if user in seen or user.op == "output" or node not in carried(user):
+                continue
+            if numel(user) >= numel(value):
+                return True
+            seen.add(user)
+            todo.append(user)
+    return False
 
 
 def _beginning(root: Node, sums: tuple[Sum, ...]) -> Node:
@@ -224,5 +247,14 @@ def _inside(inner: Lineage, outer: Lineage, found: list[Lineage]) -> bool:
         return False
     stop = set().union(*(f.values for f in found if f is not inner))
     bodies = [backward_closure(s.addends, stop) for s in outer.sums]
-    readers = [body for body in bodies if inner.values & body]
+    readers = [body for body in bodies if (inner.values | _layouts(inner.root)) & body]
     return len(readers) == 1 and inner.values <= readers[0]
+
+
+def _layouts(root: Node) -> set[Node]:
+    """The same value in other layouts, before it got the shape that the stream has."""
+    seen = set()
+    while len(carried(root)) == 1 and numel(carried(root)[0]) == numel(root):
+        root = carried(root)[0]
+        seen.add(root)
+    return seen
