@@ -262,7 +262,7 @@ def build_variant(
         captured=captured, tags=found.tags, program=program, matches=matches, layout=layout,
         plan=plan, emitted=emitted, masks=found.masks,
         visual_flops=visual_flops(program) if program else 0,
-        guidance_branches=guidance_branches, plan_seconds=planned - started,
+        guidance_branches=guidance_branches, rewinds=captured.rewinds, plan_seconds=planned - started,
         rewrite_seconds=time.perf_counter() - planned, warm_up=warm_up,
         schedule=found.schedule,
     )  # fmt: skip

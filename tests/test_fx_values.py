@@ -45,6 +45,24 @@ def test_a_branch_on_values_is_recorded_again_when_it_goes_the_other_way() -> No
     check(model(forward), (up,), (down,), (up * 2,), (down * 2,), captures=2)
 
 
+def test_an_input_written_to_before_a_guard_stops_the_run_is_put_back() -> None:
+    def forward(self: Model, x: Tensor, y: Tensor) -> Tensor:
+        y.add_(1)
+        noise = torch.rand(1)
+        return self.a(x) * noise if y.mean() > 0 else self.b(x) + y
+
+    small = model(forward)
+    compiled = synccache.compile(small, "exact")
+    for shift in (5.0, -5.0, 4.0, -4.0):
+        mine, its = torch.full((1,), shift), torch.full((1,), shift)
+        torch.manual_seed(0)
+        expected = small(x_of(0), mine)
+        torch.manual_seed(0)
+        assert same(expected, compiled(x_of(0), its))
+        assert same(mine, its)
+    assert compiled.captures == 2
+
+
 def test_a_number_that_changes_every_call_is_refused_with_its_line() -> None:
     def forward(self: Model, x: Tensor) -> Tensor:
         return self.a(x) * x.mean().item()  # the line

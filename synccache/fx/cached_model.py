@@ -36,6 +36,7 @@ from synccache.fx.subject import closed_paths
 from synccache.fx.variant import Variant
 from synccache.fx.variants import Variants
 from synccache.fx.verify import Before, verify
+from synccache.fx.written import write
 from synccache.planner import Plan
 from synccache.planner.devices import DEFAULT_DEVICE, device
 from synccache.planner.samplers import Sampler
@@ -124,9 +125,7 @@ class CachedModel(nn.Module):
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors, names, key = self._inputs(args, kwargs)
         known = self._variants.find(key)
-        if (
-            known and known[0].captured.shapes_only
-        ):  # planned without weights, which may be there now
+        if known and known[0].captured.shapes_only:  # the weights may be there now
             self._variants.forget(key)
             known = []
         try:
@@ -135,10 +134,13 @@ class CachedModel(nn.Module):
             call = self._enter(known[0], tensors)
             change: ValueChanged | None = None
             for variant in sorted(known, key=lambda v: v.layout is not call.state.layout):
+                before = Before(tensors) if variant.rewinds else None
                 try:
-                    return self._run(call, variant, tensors)
+                    return self._run(call, variant, tensors, (args, kwargs))
                 except ValueChanged as found:
                     change = found
+                    if before is not None:
+                        before.restore()
             assert change is not None
             self._variants.check_room(key, change)
             return self._record_and_run(call, key, names, tensors, args, kwargs)
@@ -165,14 +167,9 @@ class CachedModel(nn.Module):
         return tensors, ["_".join(p) for p in paths], key
 
     def _record_and_run(
-        self,
-        call: Call | None,
-        key: Any,
-        names: list[str],
-        tensors: list[Tensor],
-        args: Any,
+        self, call: Call | None, key: Any, names: list[str], tensors: list[Tensor], args: Any,
         kwargs: Any,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Records the forward, whose result is returned, and fills the caches by a replay of it."""
         refuse_to_run(self._model, tensors, names)
         before = Before(tensors) if self._request.verify else None
@@ -184,7 +181,7 @@ class CachedModel(nn.Module):
             call.state.belong_to(variant.layout, variant.captured)
             call.state.decisions.append("C")
             return out
-        after = torch.get_rng_state()
+        after, before.generators = torch.get_rng_state(), captured.generators
         before.restore()
         replayed = self._run(call, variant, tensors)
         torch.set_rng_state(after)
@@ -202,10 +199,8 @@ class CachedModel(nn.Module):
         if has_values(self._model, flatten((args, kwargs))[0]):
             out, captured = capture(self._model, args, kwargs, closed)
         else:
-            out, captured = (
-                None,
-                fake_capture(self._model, args, kwargs, device(DEFAULT_DEVICE), closed),
-            )
+            rates = device(DEFAULT_DEVICE)
+            out, captured = None, fake_capture(self._model, args, kwargs, rates, closed)
         self._state.settle(captured.closed)
         self.__dict__["_captures"] += 1
         self.__dict__["_capture_seconds"] += time.perf_counter() - started
@@ -215,7 +210,7 @@ class CachedModel(nn.Module):
         name = f"Compiled{type(self._model).__name__}{self._captures or 1}"
         return self._builder(self._model, self._request, captured, branches, name)
 
-    def _run(self, call: Call, variant: Variant, tensors: list[Tensor]) -> Any:
+    def _run(self, call: Call, variant: Variant, tensors: list[Tensor], given: Any = None) -> Any:
         call.state.inputs = call.state.inputs or tuple(map(TensorWeakRef, tensors))
         if len(call.trajectory.branches) > variant.guidance_branches:
             variant = planned_again(self, call, variant)
@@ -242,6 +237,8 @@ class CachedModel(nn.Module):
             call.meter.finish_call(call.key)
         call.state.decisions.append("S" if call.skipped else "C")
         call.trajectory.syncs += call.syncs
+        if given is not None and variant.captured.written:
+            write(bind(own_forward(self._model), *given), variant.captured, outputs)
         return variant.captured.result.fill(list(outputs))
 
     def _enter(self, variant: Variant, tensors: list[Tensor]) -> Call:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
@@ -21,6 +23,7 @@ from synccache.fx.frames import Frame, Unplaceable, has_hooks, own_forward
 from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.recorder import Recorder
 from synccache.fx.verify import Before
+from synccache.fx.written import Written, written
 from synccache.planner import MEASURED
 
 _ATTEMPTS = 12  # modules closed one by one before giving up
@@ -45,9 +48,21 @@ class Captured:
     seconds: float
     closed: tuple[str, ...]
     lifetimes: tuple[tuple[int, int], ...]  # see tensors.Lifetimes.stop
+    written: tuple[Written, ...] = ()  # containers of the caller; their tensors follow the results
+    generators: dict[torch.Generator, torch.Tensor] = field(default_factory=dict)  # state before
+    draws: bool = False  # random numbers
     shapes_only: bool = False  # recorded without values: for planning, never to run
     seconds_source: str = MEASURED
     device_peak: int | None = None  # bytes, by the device's allocator; None: not known
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether a run that stops at a guard has changed inputs or random state by then."""
+        nodes = self.graph.nodes
+        inputs = {n.meta["storage"] for n in self.placeholders}
+        return any("guard" in n.meta for n in nodes) and (
+            self.draws or any("writes" in n.meta and n.meta.get("storage") in inputs for n in nodes)
+        )
 
     def parameter_of(self, placeholder: Node) -> str:
         """The forward parameter that a placeholder came from."""
@@ -69,14 +84,22 @@ def capture(
         CaptureError: a tensor appears that no recorded operation made, and closing the module it
             appears in does not help.
     """
-    marks, given = attributes(model, closed), Before(flatten((args, kwargs))[0])
+    arguments = bind(own_forward(model), args, kwargs)
+    marks, given = attributes(model, closed), Before(flatten(arguments)[0], arguments)
+    dice = _dice()
     out, captured, recorder = _closing(model, args, kwargs, closed, frozenset(), given)
     left = attributes(model, captured.closed)
-    kept = _kept(recorder, out)
+    kept = _kept(recorder, (out, arguments))
     inside = tuple(f"{path}." for path in captured.closed)
-    if left == {n: m for n, m in marks.items() if not n.startswith(inside)} and not kept:
+    drew = _dice() != dice
+    if (
+        left == {n: m for n, m in marks.items() if not n.startswith(inside)}
+        and not kept
+        and not drew
+    ):
         return out, captured
     changed = Before(given.tensors)  # the caller sees one forward's writes, not two
+    changed.generators = {g: g.get_state() for g in given.generators}
     given.restore()
     again = frozenset(captured.closed), frozenset(id(t) for t, _ in kept)
     _, second, later = _closing(model, args, kwargs, *again, given)
@@ -84,7 +107,20 @@ def capture(
     where = type(model).__name__
     refuse_read_back(kept, later.read.values(), where)
     refuse_counters(left, attributes(model, captured.closed), where)
-    return out, captured if same_program(captured.graph, second.graph) else second
+    same = same_program(captured.graph, second.graph)
+    if drew and not same:
+        raise CaptureError(
+            "the forward draws numbers from Python's or numpy's random generator, which a recording "
+            "would repeat.", where=where, hint="Draw with torch, or name that module in leaves=[...].",
+        )  # fmt: skip
+    return out, captured if same else second
+
+
+def _dice() -> Any:
+    """State of the random generators that torch does not see."""
+    state: dict[str, Any] = np.random.get_state(legacy=False)
+    inner = state["state"]
+    return random.getstate(), inner["pos"], inner["key"].tobytes()
 
 
 def _kept(recorder: Recorder, out: Any) -> list[tuple[torch.Tensor, bool]]:
@@ -107,7 +143,7 @@ def _closing(
     for _ in range(_ATTEMPTS):
         try:
             with ages() as born_before:
-                return _record(model, args, kwargs, closed, born_before, fixed)
+                return _record(model, args, kwargs, closed, born_before, fixed, given)
         except Unplaceable as problem:
             if problem.path == "" or problem.path in closed:
                 raise CaptureError(
@@ -126,13 +162,13 @@ def _closing(
 
 def _record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], closed: frozenset[str],
-    born_before: Callable[[torch.Tensor], bool], fixed: frozenset[int],
+    born_before: Callable[[torch.Tensor], bool], fixed: frozenset[int], given: Before,
 ) -> tuple[Any, Captured, Recorder]:  # fmt: skip
     forward = own_forward(model)
     arguments = bind(forward, args, kwargs)
     tensors, _, paths = flatten(arguments)
 
-    recorder = Recorder(model, closed, born_before, fixed)
+    recorder = Recorder(model, closed, born_before, fixed, given.generators)
     for tensor, path in zip(tensors, paths):
         recorder.add_input(_identifier("_".join(path)), tensor)
     if has_hooks(model):
@@ -147,7 +183,8 @@ def _record(
         out = forward(*args, **kwargs)
         results, structure, _ = flatten(out)
         recorder.paused = True
-        nodes = tuple(recorder.node_of(t) for t in results)
+        further, writes = written(given.containers, type(model).__name__)
+        nodes = tuple(recorder.node_of(t) for t in (*results, *further))
     seconds = time.perf_counter() - started
     recorder.graph.output(nodes)
     for position, node in enumerate(recorder.graph.nodes):
@@ -157,7 +194,8 @@ def _record(
         placeholders=tuple(recorder.placeholders), input_paths=tuple(paths), result=structure,
         constants=recorder.constants, autocast=recorder.autocast, seconds=seconds,
         closed=tuple(sorted(closed)), lifetimes=recorder.watch.lifetimes.stop(),
-        device_peak=watched.end(),
+        device_peak=watched.end(), written=tuple(writes), generators=dict(given.generators),
+        draws=given.drawn(),
     )  # fmt: skip
     return out, captured, recorder
 

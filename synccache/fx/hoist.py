@@ -34,7 +34,7 @@ def hoistable(captured: Captured, tags: Mapping[Node, str]) -> dict[Node, int]:
         if tag in (SAMPLE, "timestep"):
             variant |= captured.depends[node]
     free = _invariant_nodes(captured, variant)
-    free -= _written_later(captured, free)
+    free -= _written_later(captured, free) | _given_away(captured, free)
     free = _closed(captured, _worthwhile(captured, free))
     return {n: captured.depends[n] for n in free}
 
@@ -73,6 +73,16 @@ def _written_later(captured: Captured, free: set[Node]) -> set[Node]:
             if same and reach[write] & (1 << node.meta["position"]):
                 spoiled.add(node)
     return spoiled
+
+
+def _given_away(captured: Captured, free: set[Node]) -> set[Node]:
+    """Values in memory that the caller gets as a result, and may write to."""
+    owned = {
+        n.meta["storage"] for n in captured.graph.nodes if n.op in ("placeholder", "get_attr")
+        and "storage" in n.meta
+    }  # fmt: skip
+    results = {n.meta.get("storage") for n in captured.graph.output_node().all_input_nodes} - owned
+    return {n for n in free if n.meta.get("storage") in results}
 
 
 def _closed(captured: Captured, chosen: set[Node]) -> set[Node]:

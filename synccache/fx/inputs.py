@@ -32,7 +32,7 @@ class Structure:
 
     def fill(self, tensors: list[Any]) -> Any:
         """The structure with the tensors put back; containers are new, plain values the same."""
-        return _map(self.tree, lambda leaf: tensors[leaf.index])
+        return map_leaves(self.tree, lambda leaf: tensors[leaf.index])
 
 
 def _is_namedtuple(value: Any) -> bool:
@@ -62,17 +62,18 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(p, torch.Tensor) for p in (*parts, *inner))
 
 
-def _map(tree: Any, leaf: Callable[[Leaf], Any]) -> Any:
+def map_leaves(tree: Any, leaf: Callable[[Leaf], Any]) -> Any:
+    """A structure's tree with something else for each leaf; records are built again."""
     if isinstance(tree, Leaf):
         return leaf(tree)
     if isinstance(tree, _Record):
-        return tree.build({k: _map(v, leaf) for k, v in tree.values.items()})
+        return tree.build({k: map_leaves(v, leaf) for k, v in tree.values.items()})
     if _is_namedtuple(tree):
-        return type(tree)(*(_map(v, leaf) for v in tree))
+        return type(tree)(*(map_leaves(v, leaf) for v in tree))
     if type(tree) in (list, tuple) or _is_named_result(tree):
-        return type(tree)([_map(v, leaf) for v in tree])
+        return type(tree)([map_leaves(v, leaf) for v in tree])
     if type(tree) is dict:
-        return {k: _map(v, leaf) for k, v in tree.items()}
+        return {k: map_leaves(v, leaf) for k, v in tree.items()}
     return tree
 
 

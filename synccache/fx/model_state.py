@@ -177,7 +177,10 @@ class ModelState:
         return watched, marks
 
     def _walk(self) -> Iterator[tuple[str, nn.Module, bool]]:
-        """Path, module, and whether it is opened; nothing below a module that hides its weights."""
+        """Path, module, and whether it is opened; nothing below a module that hides its weights.
+
+        Modules kept in a plain list or object are found too; their paths have a ``>`` in them.
+        """
         seen: set[int] = set()
 
         def visit(path: str, module: nn.Module, opened: bool) -> Iterator[Any]:
@@ -188,11 +191,19 @@ class ModelState:
             yield path, module, opened
             if is_offloaded(module) and not opened:
                 return
+            prefix = f"{path}." if path else ""
             for name, child in module._modules.items():
                 if child is not None:
-                    yield from visit(f"{path}.{name}" if path else name, child, opened)
+                    yield from visit(prefix + name, child, opened)
+            for name, value in vars(module).items() if opened else ():
+                if name not in _OWN and name not in _HOOKS:
+                    for k, child in enumerate(_modules_in(value)):
+                        hidden.append((f"{prefix}{name}>{k}", child))
 
+        hidden: list[tuple[str, nn.Module]] = []
         yield from visit("", self._model, True)
+        while hidden:
+            yield from visit(*hidden.pop(), True)
 
     def _watch_weights(
         self, path: str, module: nn.Module, watched: _Watched, marks: dict[str, Any]
@@ -201,7 +212,9 @@ class ModelState:
         found = [
             (r, name, t) for r in (module._parameters, module._buffers) for name, t in r.items()
         ]
-        marks[f"{path}()"] = tuple((name, _facts(t)) for _, name, t in found)
+        # a recording refers to the tensors of hidden modules themselves, to others by their path
+        kind = _Thing if ">" in path else _facts
+        marks[f"{path}()"] = tuple((name, kind(t)) for _, name, t in found)
         if any(prefix + name in self._written for _, name, _ in found):
             watched.loose += [
                 (r, n, prefix + n) for r, n, _ in found if prefix + n not in self._written
@@ -261,6 +274,20 @@ def _names(watched: _Watched) -> list[str]:
         p + n for registry, p in watched.registries for n, t in registry.items() if t is not None
     ]
     return found + [path for space, name, path in watched.loose if space.get(name) is not None]
+
+
+def _modules_in(value: Any, depth: int = 0) -> Iterator[nn.Module]:
+    """Modules inside plain containers and objects, where torch does not look for them."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, (dict, list, tuple)) and depth < _DEPTH:
+        for item in list(value.values() if isinstance(value, dict) else value)[:_MANY]:
+            if not isinstance(item, (*_PLAIN, Tensor)):
+                yield from _modules_in(item, depth + 1)
+    elif not isinstance(value, (*_PLAIN, *_SINGLE, Tensor)) and depth < _DEPTH:
+        inside = getattr(value, "__dict__", None)
+        if isinstance(inside, dict):
+            yield from _modules_in(inside, depth + 1)
 
 
 def _stamp(tensor: Tensor) -> Any:

@@ -59,7 +59,7 @@ class Recorder(TorchFunctionMode):
 
     def __init__(
         self, model: nn.Module, closed: frozenset[str], born_before: Callable[[torch.Tensor], bool],
-        fixed: frozenset[int] = frozenset(),
+        fixed: frozenset[int], generators: dict[torch.Generator, torch.Tensor],
     ) -> None:  # fmt: skip
         super().__init__()
         self.graph = Graph()
@@ -72,8 +72,8 @@ class Recorder(TorchFunctionMode):
         self.born_before = born_before
         self.constants: dict[str, Any] = {}
         self.autocast = autocast_state()
-        self.frame = Frame("", None, autocast=self.autocast)
-        self.frames = [self.frame]
+        self.frames = [Frame("", None, autocast=self.autocast)]
+        self.frame = self.frames[0]
         self.depends: dict[Node, int] = {}  # bit mask of placeholders that reach a node's value
         self.placeholders: list[Node] = []
         self._known: dict[int, tuple[Any, Node, Node | None]] = {}
@@ -83,7 +83,7 @@ class Recorder(TorchFunctionMode):
         self._hidden: dict[int, Node] = {}  # storage key -> the call that wrote to it unasked
         self._owned: dict[int, str] = {}  # memory -> the model's tensor in it
         self.watch = watch()
-        self._main = main_module(model)
+        self._main, self.generators = main_module(model), generators
         self._brought = {f"model.{name}" for name in model._parameters if is_offloaded(model)}
 
     # ---- running
@@ -169,7 +169,9 @@ class Recorder(TorchFunctionMode):
         if name == "__deepcopy__":
             return self._run(lambda: func(*args, **kwargs), *self._operands(((args[0],), {})),
                              lambda a, k: self.graph.call_method("clone", a, k))  # fmt: skip
-        probe = None
+        probe, generator = None, kwargs.get("generator")
+        if generator is not None:
+            self.generators.setdefault(generator, generator.get_state())
         if tells_facts(name) or not tensors_of((args, kwargs)):
             probe = func(*args, **kwargs)
             if not tensors_of(probe):

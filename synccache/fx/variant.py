@@ -46,6 +46,7 @@ class Variant:
     plan_seconds: float
     rewrite_seconds: float
     schedule: RegionSchedule | None = None  # of regions over steps, in place of conditions
+    rewinds: bool = False  # inputs and random state are put back where a guard stops a run
     warm_up: WarmUp | None = None  # while the plan rests on drift that was assumed
 
     @property

@@ -6,19 +6,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from synccache.errors import VerifyError
 from synccache.fx.inputs import flatten
+from synccache.fx.written import look_at, restore
 
 
 class Before:
     """Inputs and random state as they were, so that a forward can be run a second time."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: list[Tensor], arguments: dict[str, Any] | None = None) -> None:
         self.tensors = tensors
         self.copies = [t.detach().clone() for t in tensors]
         self.versions = [None if t.is_inference() else t._version for t in tensors]
         self.random = torch.get_rng_state()
+        self.devices = {t.device for t in tensors if t.device.type == "cuda"}
+        self.device_random = [torch.cuda.get_rng_state(d) for d in self.devices]
+        self.generators: dict[torch.Generator, Tensor] = {}
+        self.containers = look_at(arguments or {})
 
     def restore(self) -> None:
         """Undoes what the forward wrote into its inputs, and what it drew."""
@@ -27,7 +33,21 @@ class Before:
             if not unchanged:
                 with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                     tensor.copy_(copied)
+        restore(self.containers)
+        self.draw_again()
+
+    def drawn(self) -> bool:
+        """Whether torch's random generators went on since."""
+        with _disable_current_modes():  # the state has values, also where shapes are recorded
+            return bool(self.generators) or not torch.equal(self.random, torch.get_rng_state())
+
+    def draw_again(self) -> None:
+        """Sets random state back."""
         torch.set_rng_state(self.random)
+        for device, state in zip(self.devices, self.device_random):
+            torch.cuda.set_rng_state(state, device)
+        for generator, state in self.generators.items():
+            generator.set_state(state)
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
