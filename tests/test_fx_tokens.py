@@ -17,14 +17,19 @@ import synccache
 from synccache import policies
 from synccache.errors import MatchError, PolicyError
 from synccache.fx.held import Held
-from synccache.fx.tokens import k_means, one_of_each
+from synccache.fx.predict import predict
+from synccache.fx.runtime import BranchState, Call, Trajectory
+from synccache.fx.skip import Holding
+from synccache.fx.tokens import TokenRegion, TokenState, k_means, one_of_each
 from synccache.policies.dsl import (
     DISSIMILARITY,
+    EACH_BRANCH,
     NORM,
     STALENESS,
     Hold,
     Policy,
     Rule,
+    Taylor,
     Tokens,
     blocks,
     branches,
@@ -90,6 +95,33 @@ def test_moving_what_is_held_moves_forecasts_and_keeps_slopes() -> None:
     held.move(torch.tensor([0.5]))
 
     assert [t.item() for t in held.tensors()] == [1.5, 4.5]
+
+
+def test_worked_number_of_a_cluster_blend() -> None:
+    """Clusters {0, 1} and {2, 3}; fresh tokens 0 -> 2 and 3 -> 4; spread 0.25; slope 0.1, two steps on."""
+
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    newest = torch.tensor([1.0, 1.2, 3.0, 3.4]).reshape(1, 4, 1)
+    holding = Holding(start=None, copy_start=False, copy_end=False, dtype=torch.float32)
+    region = TokenRegion(
+        Doubled(), 0, Taylor(1), (holding,), tensors=2, flops=0, visual_flops=0, seconds=0.0
+    ).set_tokens(one_per_cluster(2, spread=0.25), aside=False, rule=0, label="mlp")
+    state, run = BranchState(), Trajectory(step=7)
+    held = state.held[0, 0] = Held()
+    held.push(4, newest - 0.1, 2)
+    held.push(5, newest, 2)
+    state.tokens[0] = TokenState(labels=torch.tensor([[0, 0, 1, 1]]))
+    call = Call(run, state, 0, EACH_BRANCH, {})
+
+    stream = torch.tensor([1.0, 9.0, 9.0, 2.0]).reshape(1, 4, 1)
+    region._refresh(call, held, (stream,), torch.tensor([[0, 3]]))
+    forecast = predict(Taylor(1), held.steps, held.tensors(), 7)
+
+    assert held.tensors()[-1].flatten().tolist() == pytest.approx([2, 1.4, 3.25, 4])
+    assert forecast.flatten().tolist() == pytest.approx([2.2, 1.6, 3.45, 4.2])
 
 
 # -------------------------------------------------------------------------------- whole methods

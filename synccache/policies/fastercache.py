@@ -6,8 +6,8 @@ Error:   the second branch is the first plus their last difference, its low and 
          tenth a step; a skipped attention is F_1 + weight (F_1 - F_2) under the present gate, forecasts
          among the last two outputs F_2, F_1.
 Source:  FasterCache, ICLR 2025, arXiv 2410.19355; diffusers 0.42 hooks/faster_cache.py (windows open).
-         The model must be called once for each guidance branch; called once a step (distilled guidance,
-         or both branches in one batch), only attention is skipped.
+         The model must be called once for each guidance branch. For distilled guidance, called once a
+         step, give branch_window=attention_window and a branch_interval that no run reaches.
 """
 
 from synccache.policies.dsl import (
@@ -15,6 +15,7 @@ from synccache.policies.dsl import (
     FromSibling,
     Policy,
     Rule,
+    Selector,
     between,
     branches,
     every,
@@ -27,12 +28,15 @@ from synccache.policies.dsl import (
 
 
 def fastercache(
-    *, attention_interval: int = 2, branch_interval: int = 5, weight: float = 0.5,
-    attention_window: tuple[float, float] = (-1, 681), branch_window: tuple[float, float] = (-1, 641),
-) -> Policy:  # fmt: skip
+    *,
+    attention: Selector = branches.attention,
+    attention_interval: int = 2,
+    branch_interval: int = 5,
+    weight: float = 0.5,
+    attention_window: tuple[float, float] = (-1, 681),
+    branch_window: tuple[float, float] = (-1, 641),
+) -> Policy:
     alone = between(timestep, *branch_window) & (step >= 1) & ~every(step, branch_interval)
     extrapolating = between(timestep, *attention_window) & ~every(step, attention_interval)
-    attention = Rule(
-        modules(branches.attention), extrapolating & alone, Fixed((-weight, 1 + weight))
-    )
-    return Policy("fastercache", (attention, Rule(values(network), alone, FromSibling())))
+    past = Rule(modules(attention), extrapolating & alone, Fixed((-weight, 1 + weight)))
+    return Policy("fastercache", (past, Rule(values(network), alone, FromSibling())))
