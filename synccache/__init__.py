@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from synccache.policies.dsl import Policy, Rule
     from synccache.preview import plan
     from synccache.schedules import choose_schedule as choose_schedule
+    from synccache.thresholds import solve_threshold as solve_threshold
 
 __all__ = [
     "CachedModel",
@@ -58,6 +59,7 @@ __all__ = [
     "plan",
     "plan_schedule",
     "policies",
+    "solve_threshold",
     "without_weights",
 ]
 
@@ -73,6 +75,7 @@ _HOME = {
     "MethodNumbers": "synccache.measure",
     "measure": "synccache.measure",
     "choose_schedule": "synccache.schedules",
+    "solve_threshold": "synccache.thresholds",
     "compile": "synccache.compiler",
     "plan": "synccache.preview",
     "without_weights": "synccache.fx.fake",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from synccache.errors import PlanError
 from synccache.planner.arcs import Arc, arc_of, staged_bytes
 from synccache.planner.budget import check_budget
-from synccache.planner.dynamic_program import partition, partitions_by_count
+from synccache.planner.dynamic_program import Partition, partition, partitions_by_count
 from synccache.planner.fingerprint import Fingerprint
 from synccache.planner.plan import Alternative, Memory, Plan, PlannedRegion
 from synccache.planner.problem import ChainProblem, DriftSource, segments_for_ratio
@@ -42,12 +42,15 @@ def plan_chain(
     Raises:  PlanError for an impossible limit, with the smallest budget that works.
     """
     try:
-        chosen, solved = _chosen(problem, mem_budget, cache_ratio, storages, time_limit_seconds)
+        least = partitions_by_count(problem)
+        chosen, solved = _chosen(
+            problem, mem_budget, cache_ratio, storages, time_limit_seconds, least
+        )
     except PlanError as error:
         raise PlanError(error.message, where=f"{policy} on {model}", hint=error.hint) from error
     return _plan(
         problem, chosen, solved, policy=policy, model=model, mem_budget=mem_budget,
-        cache_ratio=cache_ratio, storages=storages, fingerprint=fingerprint,
+        cache_ratio=cache_ratio, storages=storages, fingerprint=fingerprint, least=least,
     )  # fmt: skip
 
 
@@ -70,6 +73,7 @@ def plan_kept(
         problem, arcs, Solved(proof=Proof.OPTIMAL, cost=drift, bound=drift, seconds=0.0),
         policy=policy, model=model, mem_budget=mem_budget, cache_ratio=None,
         storages=tuple(dict.fromkeys(kept)) or (AS_COMPUTED,), fingerprint=fingerprint,
+        least=partitions_by_count(problem),
     )  # fmt: skip
 
 
@@ -84,6 +88,7 @@ def _plan(
     cache_ratio: float | None,
     storages: Sequence[Storage],
     fingerprint: Fingerprint | None,
+    least: tuple[Partition, ...],
 ) -> Plan:
     return Plan(
         policy=policy,
@@ -105,7 +110,7 @@ def _plan(
         cache_ratio=cache_ratio,
         drift_source=problem.drift_source,
         seconds_source=problem.seconds_source,
-        frontier=_frontier(problem),
+        frontier=_frontier(problem, least),
         storages=tuple(storages),
         solved=solved,
         fingerprint=fingerprint,
@@ -118,7 +123,9 @@ def _chosen(
     cache_ratio: float | None,
     storages: Sequence[Storage],
     time_limit_seconds: float,
+    least: tuple[Partition, ...],
 ) -> tuple[tuple[Arc, ...], Solved]:
+    """`least`: for each number of segments the least costly partition, whatever its bytes."""
     started = time.perf_counter()
     count = len(problem.gaps)
     if cache_ratio is not None:
@@ -128,11 +135,15 @@ def _chosen(
         checked_count(mem_budget, "mem_budget", least=1)
         check_budget(problem, count, mem_budget, storages)
         room = mem_budget - problem.bytes_without_residuals
-    plain = partition(problem, segments=count, exactly=True)
+    by_count = {len(row.segments): row for row in least}
+    plain = by_count[count] if problem.gaps else partition(problem)
     everything_fits = room is None or plain.residual_bytes <= room
     choices = len(storages) > 1 or bool(problem.lower_orders)
     if AS_COMPUTED in storages and (everything_fits or not choices):
-        if not everything_fits:
+        if room is not None and not everything_fits and problem.is_of_one_size:
+            fitting = [k for k, row in by_count.items() if k < count and row.residual_bytes <= room]
+            plain = by_count[max(fitting)]
+        elif not everything_fits:
             plain = partition(problem, segments=count, max_bytes=room)
         drift = plain.drift
         seconds = time.perf_counter() - started
@@ -181,7 +192,7 @@ def _region(problem: ChainProblem, index: int, arc: Arc) -> PlannedRegion:
     )
 
 
-def _frontier(problem: ChainProblem) -> tuple[Alternative, ...]:
+def _frontier(problem: ChainProblem, least: tuple[Partition, ...]) -> tuple[Alternative, ...]:
     fixed = problem.invariant_bytes + problem.shared_bytes
     return tuple(
         Alternative(
@@ -190,5 +201,5 @@ def _frontier(problem: ChainProblem) -> tuple[Alternative, ...]:
             drift=_measured(problem, row.drift),
             absorbed_count=row.absorbed_count,
         )
-        for row in partitions_by_count(problem)
+        for row in least
     )

@@ -20,7 +20,7 @@ from math import gcd
 from ortools.sat.python import cp_model
 
 from synccache.errors import PlanError
-from synccache.planner.arcs import Arc, arcs_of, staged_bytes
+from synccache.planner.arcs import Arc, arcs_of, fewest_bytes, staged_bytes
 from synccache.planner.dynamic_program import Partition, checked_limit, partition_at
 from synccache.planner.problem import ChainProblem
 from synccache.planner.quantities import checked_amount, checked_count, format_bytes
@@ -71,8 +71,8 @@ def partition_cp_sat(
     fewer seconds lost. With the default storage this is the order of `dynamic_program.partition`,
     whose last wish, fewer bytes at equal cost, is not asked of the solver.
 
-    At the time limit the best found is returned and says so; then even the number of segments may
-    be below what fits.
+    How many segments fit is a recursion over bytes (`arcs.fewest_bytes`); the choice among partitions
+    of that many is the solver's. At the time limit the best found is returned and says so.
 
     Raises:  PlanError where nothing fits, or nothing was found within the time limit.
     """
@@ -87,15 +87,14 @@ def partition_cp_sat(
     if not problem.gaps:
         return _stored(problem, (), Solved(proof=Proof.OPTIMAL, cost=0.0, bound=0.0, seconds=0.0))
     arcs = arcs_of(problem, storages)
-    proof = Proof.OPTIMAL
     if max_bytes is not None and not exactly:
-        chain = _chain(problem, arcs, max_bytes)
-        chain.model.add(chain.size <= count)
-        chain.model.maximize(chain.size)
-        most = solve(chain.model, until, share=_SHARE_FOR_COUNTING)
-        if most is None:
+        fewest = fewest_bytes(problem, storages)
+        fitting = [k for k, size in fewest.items() if k <= count and size <= max_bytes]
+        if not fitting:
             raise _nothing_fits(count, max_bytes, storages, exactly=exactly)
-        count, proof = most.value(chain.size), most.solved.proof
+        count = max(fitting)
+    longest = len(problem.gaps) - count + 1  # a longer segment leaves too few gaps for the others
+    arcs = tuple(arc for arc in arcs if arc.end - arc.first <= longest)
     chain = _chain(problem, arcs, max_bytes)
     chain.model.add(chain.size == count)
     costs = [
@@ -108,12 +107,11 @@ def partition_cp_sat(
     if chosen is None:
         assert max_bytes is not None, "a chain without a limit in bytes always has a partition"
         raise _nothing_fits(count, max_bytes, storages, exactly=exactly)
-    solved = solved if proof is Proof.OPTIMAL else replace(solved, proof=proof)
     return _stored(problem, chosen, solved)
 
 
-_SHARE_FOR_COUNTING = 0.5
-"""Of the time limit, for finding how many segments fit; the rest is for the least cost."""
+_SHARE_FOR_SECONDS = 0.2
+"""Of the time left, for the last wish, fewer seconds lost; the first two are settled by then."""
 
 
 def _cheapest(
@@ -138,7 +136,7 @@ def _cheapest(
     )
     for arc, taken in zip(arcs, chain.taken, strict=True):
         chain.model.add_hint(taken, arc in chosen)
-    quickest = solve(chain.model, until)
+    quickest = solve(chain.model, until, share=_SHARE_FOR_SECONDS)
     assert quickest is not None, "the cheapest choice is one"
     chosen = [arc for arc, taken in zip(arcs, chain.taken, strict=True) if quickest.value(taken)]
     return replace(best.solved, seconds=quickest.solved.seconds), chosen
