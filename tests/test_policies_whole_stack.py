@@ -12,7 +12,7 @@ from test_worked_examples import Numbers
 
 import synccache
 from synccache import policies
-from synccache.errors import PolicyError
+from synccache.errors import MatchError, PolicyError
 from synccache.policies import dsl
 from synccache.policies.dsl import (
     PREVIOUS,
@@ -329,3 +329,22 @@ def test_published_tables_are_complete() -> None:
     assert {len(table) for table in TEACACHE.values()} == {5}
     assert sorted(len(table) for table in MAGCACHE.values()) == [28, 40, 40, 50, 50, 50, 50]
     assert all(table[0] == 1.0 for table in MAGCACHE.values())
+
+
+def test_two_ends_that_overlap_share_their_middle() -> None:
+    latents = [1, 0.9, 0.8, 0.7]
+    model = scripted(latents, [1, 2, 3, 4], [10, 20, 30, 40], [100, 200, 300, 400])
+    compiled, found = ran(policies.delta_dit(2, interval=2, boundary=2), latents, model)
+
+    # the rear of step 0 on step 1, the front of step 2 on step 3
+    assert found == pytest.approx([112, 0.9 + 2 + 110, 333.8, 0.7 + 33 + 400])
+    assert len(compiled.variant.layout.regions) == 3
+    (held,) = compiled._trajectories[None].branches.values()
+    assert len(held.held) == 3
+
+
+def test_rules_that_may_skip_together_do_not_overlap() -> None:
+    rules = (Rule(blocks[:2], step >= 1), Rule(blocks[1:], ~dsl.every(step, 2)))
+
+    with pytest.raises(MatchError, match="rules 1 and 2 both skip"):
+        ran(Policy("both", rules), [1, 2, 3])

@@ -33,6 +33,12 @@ def _relative(of: s.RelativeL1) -> str:
     return ", ".join([f"change of {describe(of.probe)} since {describe(of.since)}", *extra])
 
 
+def _arithmetic(of: c.Arithmetic) -> str:
+    if of.right == 0.0 and of.operator in "+-":
+        return describe(of.left)
+    return f"({describe(of.left)} {of.operator} {describe(of.right)})"
+
+
 def _blocks(of: sel.Blocks) -> str:
     one = of.start is not None and of.stop is not None and of.stop == of.start + 1
     start, stop = ("" if edge is None else edge for edge in (of.start, of.stop))
@@ -58,7 +64,7 @@ _SAY: dict[type, Callable[[Any], str]] = {
         f"every {of.n} of {describe(of.of)}" + (f" from {of.offset}" if of.offset else "")
     ),
     c.Steps: lambda of: f"steps {of.letters}",
-    c.Arithmetic: lambda of: f"({describe(of.left)} {of.operator} {describe(of.right)})",
+    c.Arithmetic: _arithmetic,
     c.Absolute: lambda of: f"|{describe(of.of)}|",
     n.Counter: lambda of: of.name,
     n.Share: lambda of: f"{of.of:g} of the steps",
