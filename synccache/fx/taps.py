@@ -115,9 +115,9 @@ def find_taps(
     behind = [b for b in program.branches if b.index in skipped and b.sum in taken]
     if behind:
         raise MatchError(
-            f"the probe {probe!r} reads {taps.after.name}, which lies behind {behind[0].label}, a branch "
-            "that this rule skips.",
-            where=where, hint="Probe blocks before the first skipped one.",
+            f"the probe {probe!r} lies behind {behind[0].label}: it needs {len(behind)} of the "
+            f"{len(skipped)} branches that this rule skips.",
+            where=where, hint="Probe blocks before the first skipped one, or skip whole(...).",
         )  # fmt: skip
     return taps
 
