@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from loops import difference, outputs, same, tensors, timesteps
 from table_models import build as build_released
-from torch import Tensor
+from torch import Tensor, nn
 
 import synccache
 from synccache import policies
@@ -35,6 +35,7 @@ from synccache.policies.dsl import (
     branches,
     modules,
     network,
+    skips,
     step,
     values,
 )
@@ -275,3 +276,62 @@ def test_tokens_that_are_no_square_grid_are_refused_before_anything_runs() -> No
 
     with pytest.raises(MatchError, match=r"10 tokens of .* are no square grid"):
         run(compiled, case, 1)
+
+
+class Writing(nn.Module):
+    """A model that scales the latents it is given in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latents: Tensor, timestep: Tensor, audio: Tensor, text: Tensor) -> Tensor:
+        latents.mul_(0.5)
+        return self.model(latents, timestep, audio, text)
+
+
+@pytest.mark.parametrize("skip", [values(network), network, values(blocks[:1])])
+def test_a_skip_that_would_leave_out_a_write_to_an_input_is_refused(skip: Skip) -> None:
+    model = Writing(build(Spec(audio=Audio.NONE)).model).eval()
+    args, _ = build(Spec(audio=Audio.NONE)).new_inputs(0, 900.0)
+    compiled = synccache.compile(model, masked("CS", skip))
+
+    with pytest.raises(MatchError, match="would leave out a write to the input latents"):
+        compiled(*args)
+
+
+def test_a_write_to_an_input_outside_what_is_skipped_happens_on_every_step() -> None:
+    model = Writing(build(Spec(audio=Audio.NONE)).model).eval()
+    compiled = synccache.compile(model, masked("CS", blocks[1:]))
+    for k, timestep in enumerate(timesteps(2)):
+        (latents, *others), _ = build(Spec(audio=Audio.NONE)).new_inputs(k, timestep)
+        before = latents.clone()
+        with torch.no_grad():
+            compiled(latents, *others)
+        assert torch.equal(before * 0.5, latents)
+
+    assert compiled.stats().decisions == {0: "CS"}
+
+
+@few(5)
+@given(
+    spec=specs(),
+    skip=st.sampled_from(SKIPS),
+    reuse=st.sampled_from([Hold(), Taylor(2), Foca(), Fixed((-0.5, 1.5)), Split()]),
+)
+def test_interleaved_runs_equal_separate_ones_and_hold_what_was_planned(
+    spec: Spec, skip: Skip, reuse: Predictor
+) -> None:
+    case = build(spec)
+    rule = Rule(skip, (step >= 2) & (skips < 2), reuse)
+    compiled = synccache.compile(case.model, Policy("mine", (rule,)))
+    separate = [outputs(compiled, case, 5, branches=1, seed=seed) for seed in (0, 50)]
+    assert compiled.stats().bytes_held <= compiled.plan.memory.cache_bytes
+    together: list[list[tuple[Tensor, ...]]] = [[], []]
+    for k, timestep in enumerate(timesteps(5)):
+        for key, seed in enumerate((0, 50)):
+            args, kwargs = case.new_inputs(seed + k, timestep)
+            with compiled.trajectory(key), torch.no_grad():
+                together[key].append(tensors(compiled(*args, **kwargs)))
+
+    assert all(map(same, separate, together))

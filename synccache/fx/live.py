@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch.fx import Node
 
+from synccache.errors import MatchError
 from synccache.fx.capture import Captured
 from synccache.fx.emit import nodes_in
 from synccache.fx.frames import Frame
@@ -46,8 +47,21 @@ def _closure(roots: list[Node]) -> set[Node]:
     return seen
 
 
-def _lasting(write: Node) -> bool:
-    """Whether a write reaches memory that outlives the forward: an input, a weight, a buffer."""
+def refuse_lost_writes(nodes: Iterable[Node], label: str) -> None:
+    """Raises: MatchError where one of these operations, which a skip leaves out, writes to an input or a
+    buffer: whoever reads that after the forward would miss it."""
+    for node in nodes:
+        target = _lasting(node) if "after_reads" in node.meta else None
+        if target is not None:
+            what = "the input" if target.op == "placeholder" else "the model's own"
+            raise MatchError(
+                f"skipping {label} would leave out a write to {what} {target.target}, which lasts beyond the "
+                "forward.", hint="Leave these branches out of the rule, or write to a copy in the model.",
+            )  # fmt: skip
+
+
+def _lasting(write: Node) -> Node | None:
+    """The input, weight or buffer whose memory a write reaches: what outlives the forward."""
     seen: set[Node] = set()
     todo = list(write.all_input_nodes)
     while todo:
@@ -56,9 +70,9 @@ def _lasting(write: Node) -> bool:
             continue
         seen.add(node)
         if node.op in ("placeholder", "get_attr"):
-            return True
+            return node
         todo.extend(node.all_input_nodes)
-    return False
+    return None
 
 
 def passed_whole(captured: Captured, live: set[Node], hoisted: Mapping[Node, int]) -> set[Node]:

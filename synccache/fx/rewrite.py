@@ -30,7 +30,7 @@ from synccache.fx.emit import (
     is_free,
     write_items,
 )
-from synccache.fx.live import live_nodes
+from synccache.fx.live import live_nodes, refuse_lost_writes
 from synccache.fx.match import RuleMatch
 from synccache.fx.modules import moving
 from synccache.fx.planning import Keep
@@ -90,6 +90,9 @@ def rewrite(
     live = live_nodes(captured, matches, layout)
     beside = {n for i, m in enumerate(matches) if program for n in _beside(i, m, program, layout)}
     unit_of = _units(captured, live, layout, hoisted, beside)
+    for region in layout.regions:
+        inside = [n for n, unit in unit_of.items() if unit == ("region", region.index)]
+        refuse_lost_writes(inside, region.label)
     ends = {run.end: region.index for region in layout.regions for run in region.runs}
 
     def visible(node: Node, unit: Hashable) -> bool:
@@ -193,6 +196,7 @@ def _enclosed(
     """A graph with one region, whose body is the graph that the other rules make."""
     outer = layout.outer
     assert outer is not None
+    refuse_lost_writes(captured.graph.nodes, outer.label)
     ends = [run.end for run in outer.runs]
     if list(captured.graph.output_node().args[0]) != ends:  # type: ignore[arg-type]
         raise MatchError(
