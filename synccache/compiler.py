@@ -206,6 +206,7 @@ class Prepared:
     problem: ChainProblem | None
     schedule: RegionSchedule | None = None
     rows: tuple[PlannedRegionSteps, ...] | None = None  # of the schedule, one a region
+    bytes_per_branch: int = 0  # of the problem's shared bytes: what one guidance branch more adds
 
 
 def prepare(
@@ -225,13 +226,14 @@ def prepare(
         model, request, program, matches, base, hoisted, guidance_branches,
         _mask_bytes(policy, matches, masks, program, guidance_branches),
     )  # fmt: skip
+    more = _mask_bytes(policy, matches, masks, program, 1) - given_bytes(masks)
     schedule, rows = wanted_schedule(request, problem), None
     if schedule is not None:
         matches, base, rows = scheduled(schedule, type(model).__name__, program, matches, base)
         problem = make_problem(
             model, request, program, matches, base, hoisted, guidance_branches, 0, rows
         )
-    return Prepared(tags, hoisted, program, matches, base, masks, problem, schedule, rows)
+    return Prepared(tags, hoisted, program, matches, base, masks, problem, schedule, rows, more)
 
 
 def build_variant(

@@ -12,7 +12,7 @@ from torch import Tensor
 from synccache.fx.cost import activation_peak_bytes
 from synccache.fx.fake import fake_capture
 from synccache.fx.inputs import flatten
-from synccache.fx.tensors import UNENDED, peak_bytes
+from synccache.fx.tensors import UNENDED, Lifetime, peak_bytes
 from synccache.planner.devices import DEVICES
 
 NAMES = ["wan_s2v", "ltx2", "hunyuan_video", "flux"]
@@ -54,4 +54,4 @@ def test_the_peak_predicted_without_running_is_within_3_percent_of_the_measured_
 def test_the_peak_is_the_most_alive_after_any_birth(
     lifetimes: list[tuple[int, int]], expected: int
 ) -> None:
-    assert peak_bytes(lifetimes) == expected
+    assert peak_bytes(Lifetime(*pair) for pair in lifetimes) == expected

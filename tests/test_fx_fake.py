@@ -122,6 +122,7 @@ READS = {
     "value-shaped": lambda model, latents: latents.nonzero(),
     "mask index": lambda model, latents: latents[latents > 0],
     "written into a real tensor": lambda model, latents: written(latents).tolist(),
+    "size of a new tensor": lambda model, latents: torch.zeros(2, latents.argmax()),
     "numpy of a written tensor": lambda model, latents: written(latents).numpy(),
 }
 
@@ -151,6 +152,16 @@ def test_a_large_intermediate_made_from_real_tensors_takes_no_memory() -> None:
 
     synccache.plan(Reads(outer).to("meta"), shapes())
     assert made[0].shape == (side, side)  # 281 terabytes
+
+
+def test_a_large_buffer_sized_by_a_real_tensor_takes_no_memory() -> None:
+    made: list[Tensor] = []
+
+    def buffer(model: Reads, latents: Tensor) -> None:
+        made.append(torch.zeros(LARGE_ELEMENTS, model.table.sum(), 2**20))
+
+    synccache.plan(Reads(buffer).to("meta"), shapes())
+    assert made[0].shape == (LARGE_ELEMENTS, 3, 2**20)
 
 
 def test_a_model_on_meta_compiles_for_its_plan_and_is_refused_to_run() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 
 from synccache.errors import CaptureError
@@ -22,6 +23,7 @@ from synccache.fx.device_memory import DevicePeak
 from synccache.fx.frames import Frame, Unplaceable, has_hooks, own_forward
 from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.recorder import Recorder
+from synccache.fx.tensors import Lifetime, storage_key
 from synccache.fx.verify import Before
 from synccache.fx.written import Written, written
 from synccache.planner import MEASURED
@@ -47,7 +49,7 @@ class Captured:
     autocast: tuple[Any, ...]
     seconds: float
     closed: tuple[str, ...]
-    lifetimes: tuple[tuple[int, int], ...]  # see tensors.Lifetimes.stop
+    lifetimes: tuple[Lifetime, ...]  # of its intermediates, in order of birth
     written: tuple[Written, ...] = ()  # containers of the caller; their tensors follow the results
     generators: dict[torch.Generator, torch.Tensor] = field(default_factory=dict)  # state before
     draws: bool = False  # random numbers
@@ -129,10 +131,16 @@ def _kept(recorder: Recorder, out: Any) -> list[tuple[torch.Tensor, bool]]:
     if any(t.requires_grad for t in results):
         return []  # the backward graph holds them
     own = {id(t) for r in results for t in (r, r._base)}
-    if all(id(t) in own for t, _ in recorder.survivors()):
+    memory = {storage_key(r) for r in results}
+
+    def is_result(tensor: torch.Tensor) -> bool:  # a fake view's base is another object each time
+        fake = isinstance(tensor, FakeTensor) and storage_key(tensor) in memory
+        return id(tensor) in own or fake
+
+    if all(is_result(t) for t, _ in recorder.survivors()):
         return []
     gc.collect(1)  # what only a circle of references holds is not kept
-    return [(t, recorder.depends[n] != 0) for t, n in recorder.survivors() if id(t) not in own]
+    return [(t, recorder.depends[n] != 0) for t, n in recorder.survivors() if not is_result(t)]
 
 
 def _closing(

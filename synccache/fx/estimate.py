@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Iterable
 
 from torch import nn
 from torch.fx import Node
@@ -31,26 +33,35 @@ def dtype_of(node: Node) -> str:
 
 
 def traffic_bytes(model: nn.Module, node: Node) -> int:
-    """Bytes that one operation reads and writes if each operand and result passes once.
+    """Bytes that one operation reads and writes if each operand and result passes once."""
+    return sum(itemsize * math.prod(shape) for itemsize, shape in traffic(model, node))
+
+
+def traffic(model: nn.Module, node: Node) -> list[tuple[int, tuple[int, ...]]]:
+    """(bytes of an element, shape) of each tensor that one operation reads or writes.
 
     Views, checks and places of values move nothing; a slice write moves the slice twice.
     """
     if node.op in ("placeholder", "get_attr", "output") or node.target in _CHECKS:
-        return 0
+        return []
     if node.target is ops.setitem:
         value = node.args[2]
-        return 2 * size_bytes(value) if isinstance(value, Node) else size_bytes(node)
+        return 2 * _moved([value]) if isinstance(value, Node) else _moved([node])
     if node.target in (operator.getitem, ops.field) and "shape" not in node.args[0].meta:  # type: ignore[union-attr]
-        return 0  # one of several results: counted where they are made
-    read = sum(size_bytes(n) for n in node.all_input_nodes)
+        return []  # one of several results: counted where they are made
     made = [node] if "shape" in node.meta else [u for u in node.users if "shape" in u.meta]
     inputs = {n.meta.get("storage") for n in node.all_input_nodes}
     if made and "writes" not in node.meta and all(m.meta["storage"] in inputs for m in made):
-        return 0
+        return []
+    found = _moved([*node.all_input_nodes, *made])
     if node.op == "call_module":
         owner = model.get_submodule(str(node.target).removeprefix("model."))
-        read += sum(p.numel() * p.element_size() for p in owner.parameters())
-    return read + sum(size_bytes(m) for m in made)
+        found += [(p.element_size(), tuple(p.shape)) for p in owner.parameters()]
+    return found
+
+
+def _moved(nodes: Iterable[Node]) -> list[tuple[int, tuple[int, ...]]]:
+    return [(int(n.meta["dtype"].itemsize), n.meta["shape"]) for n in nodes if "shape" in n.meta]
 
 
 def size_bytes(node: Node) -> int:

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from synccache.errors import CaptureError
 from synccache.fx import ops
@@ -60,7 +60,7 @@ class _LargeOnMeta(TorchFunctionMode):
 
 def _elements(args: Any, kwargs: Any) -> int:
     size = kwargs.get("size", args[0] if args else ())
-    return math.prod(size if isinstance(size, (tuple, list)) else args)
+    return int(math.prod(size if isinstance(size, (tuple, list)) else args))
 
 
 @contextmanager
@@ -203,7 +203,12 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in _FACTORIES:
+            for size in _tensors((args, kwargs)):
+                if not self.unknown.knows(size):
+                    raise _no_value(size, name)
         if name in _FACTORIES and _elements(args, kwargs) >= LARGE_ELEMENTS:
+            args, kwargs = tree_map_only(torch.Tensor, int, (args, kwargs))
             with self.unknown.mode:
                 return func(*args, **kwargs)
         if name in _READS:

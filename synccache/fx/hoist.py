@@ -29,14 +29,38 @@ _RANDOM = {
 
 def hoistable(captured: Captured, tags: Mapping[Node, str]) -> dict[Node, int]:
     """Node -> bit mask of the inputs it depends on, for nodes worth computing once."""
+    free = _closed(captured, _worthwhile(captured, _free(captured, tags)))
+    return {n: captured.depends[n] for n in free}
+
+
+def _free(captured: Captured, tags: Mapping[Node, str]) -> set[Node]:
+    """Nodes that could be computed once, worthwhile or not."""
     variant = 0
     for node, tag in tags.items():
         if tag in (SAMPLE, "timestep"):
             variant |= captured.depends[node]
     free = _invariant_nodes(captured, variant)
-    free -= _written_later(captured, free) | _given_away(captured, free)
-    free = _closed(captured, _worthwhile(captured, free))
-    return {n: captured.depends[n] for n in free}
+    return free - (_written_later(captured, free) | _given_away(captured, free))
+
+
+Margin = tuple[str, tuple[Node, ...], tuple[Node, ...]]
+"""A top-level module, its invariant nodes that cost FLOPs, and all of its nodes that do."""
+
+
+def margins(captured: Captured, tags: Mapping[Node, str]) -> list[Margin]:
+    """The modules that are opened only if the invariant part is at least MIN_SHARE of their FLOPs."""
+    free = _free(captured, tags)
+    inside: dict[Frame, list[Node]] = defaultdict(list)
+    for node in captured.graph.nodes:
+        frame = node.meta.get("frame")
+        if node.meta.get("flops", 0) and frame is not None and frame.parent is not None:
+            inside[_top(frame)].append(node)
+    found = []
+    for top, nodes in inside.items():
+        saved = tuple(n for n in nodes if n in free)
+        if saved and len(saved) < len(nodes):
+            found.append((top.path, saved, tuple(nodes)))
+    return found
 
 
 def _invariant_nodes(captured: Captured, variant: int) -> set[Node]:

@@ -30,6 +30,7 @@ class Branch:
         other_streams: streams it reads besides its own.
         block: number of the block it belongs to; injections belong to the block before them.
         seconds, flops: of the operations that serve this branch alone.
+        work: those operations, each with how many branches share its cost.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Branch:
     label: str
     seconds: float
     flops: int
+    work: tuple[tuple[Node, int], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +105,7 @@ def residual_program(
         Branch(
             index=k, stream=d.stream, before=d.before, after=d.after, sum=d.sum, addends=d.addends,
             reads=d.reads, other_streams=d.other_streams, reads_own=d.reads_own, kind=d.kind,
-            block=numbers[k], label=d.label, seconds=d.seconds, flops=d.flops,
+            block=numbers[k], label=d.label, seconds=d.seconds, flops=d.flops, work=d.work,
         )
         for k, d in enumerate(drafts)
     )  # fmt: skip
@@ -123,6 +125,7 @@ class _Draft:
     reads_own: bool
     kind: Kind
     label: str
+    work: tuple[tuple[Node, int], ...] = ()
     seconds: float = 0.0
     flops: int = 0
 
@@ -220,6 +223,7 @@ def _count_costs(drafts: list[_Draft], owner: Mapping[Node, int]) -> None:
     for d in drafts:
         inner = _inner(d.body, owner)
         own = [n for n in d.body if shared[n] == 1 or n in inner]
+        d.work = tuple((n, shared[n]) for n in sorted(own, key=lambda n: n.meta["position"]))
         d.seconds = sum(n.meta.get("seconds", 0.0) / shared[n] for n in own)
         d.flops = round(sum(n.meta.get("flops", 0) / shared[n] for n in own))
         heavy = [n for n in own if n.meta.get("flops", 0)]

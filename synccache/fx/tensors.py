@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
 from inspect import unwrap
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -74,6 +74,14 @@ def facts(tensor: torch.Tensor, memories: Memories) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Lifetime(NamedTuple):
+    """A piece of memory: its bytes, how many were born when it died, the shape it was made for."""
+
+    size: int
+    death: int
+    shape: tuple[int, ...] = ()
+
+
 class Lifetimes:
     """When each piece of memory that a forward made was born and died, counted in births.
 
@@ -83,6 +91,7 @@ class Lifetimes:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []  # bytes, in order of birth
+        self.shapes: list[tuple[int, ...]] = []
         self.deaths: list[int] = []  # how many were born by then; UNENDED while it lives
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -91,9 +100,9 @@ class Lifetimes:
         results = out if isinstance(out, (tuple, list)) else (out,)
         for result, new in zip(results, fresh, strict=False):
             if new and isinstance(result, torch.Tensor) and storage_key(result) is not None:
-                self._enter(result.untyped_storage())
+                self._enter(result.untyped_storage(), result.shape)
 
-    def _enter(self, storage: torch.UntypedStorage) -> None:
+    def _enter(self, storage: torch.UntypedStorage, shape: torch.Size) -> None:
         key, index = id(storage), len(self.sizes)
         if key in self._alive:
             return
@@ -103,23 +112,24 @@ class Lifetimes:
             self._alive.pop(key, None)
 
         self.sizes.append(storage.nbytes())
+        self.shapes.append(tuple(shape))
         self.deaths.append(UNENDED)
         self._alive[key] = weakref.ref(storage, dies)
 
-    def stop(self) -> tuple[tuple[int, int], ...]:
-        """(bytes, death) of everything born, in order; what lives now has no end."""
+    def stop(self) -> tuple[Lifetime, ...]:
+        """Everything born, in order; what lives now has no end."""
         self._alive.clear()  # without their references the callbacks are gone
-        return tuple(zip(self.sizes, self.deaths, strict=True))
+        return tuple(map(Lifetime, self.sizes, self.deaths, self.shapes))
 
 
 UNENDED = 2**62
 
 
-def peak_bytes(lifetimes: Iterable[tuple[int, int]]) -> int:
-    """The most bytes alive at once, of memory given as (bytes, death) in order of birth."""
+def peak_bytes(lifetimes: Iterable[Lifetime]) -> int:
+    """The most bytes alive at once, of memory in order of birth."""
     freed: dict[int, int] = defaultdict(int)
     alive = peak = 0
-    for index, (size, death) in enumerate(lifetimes):
+    for index, (size, death, _) in enumerate(lifetimes):
         alive += size - freed.pop(index, 0)
         freed[death] += size
         peak = max(peak, alive)

@@ -7,9 +7,10 @@ A `Plan` is a frozen record. It prints as a table, saves as JSON, re-derives its
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synccache.errors import PlanError
 from synccache.planner.fingerprint import Fingerprint
@@ -26,6 +27,9 @@ from synccache.planner.quantities import (
 )
 from synccache.planner.solved import Proof, Solved
 from synccache.planner.storage import Form, Place, Storage
+
+if TYPE_CHECKING:
+    from synccache.planner.symbolic import SymbolicProblem
 
 SCHEMA_VERSION = 2
 """Of the JSON form. A plan written with another number is refused, never guessed at."""
@@ -98,9 +102,9 @@ class Memory:
     guidance_branches: int
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            least = 1 if field.name == "guidance_branches" else 0
-            checked_count(getattr(self, field.name), field.name, least=least)
+        for entry in fields(self):
+            least = 1 if entry.name == "guidance_branches" else 0
+            checked_count(getattr(self, entry.name), entry.name, least=least)
 
     @property
     def cache_bytes(self) -> int:
@@ -160,6 +164,8 @@ class Plan:
     """How good the choice is proven to be, and what finding it took."""
     fingerprint: Fingerprint | None
     seconds_source: str = MEASURED
+    symbolic: SymbolicProblem | None = field(default=None, compare=False, repr=False)
+    """What `at` answers from; not part of the JSON."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -218,6 +224,16 @@ class Plan:
     def __str__(self) -> str:
         return plan_text(self)
 
+    def at(self, **sizes: int) -> Plan:
+        """The plan at other sizes (frames, height, width ..., also guidance_branches), within the
+        same limits; nothing is run.
+
+        Raises:  PlanError for sizes that the model does not take, or a budget that is then too small.
+        """
+        from synccache.planner.symbolic import plan_at  # sympy takes a second to import
+
+        return plan_at(self, sizes)
+
     def check(self, problem: ChainProblem) -> None:
         """Re-derives bytes, drift, feasibility and frontier from `problem`, without the planner.
 
@@ -257,11 +273,11 @@ class Plan:
 
     def diff(self, other: Plan) -> str:
         """One line for each figure that differs, this plan's value first; or "no difference"."""
-        return difference(asdict(self), asdict(other))
+        return difference(_figures(self), _figures(other))
 
     def to_json(self) -> str:
         """The whole plan as JSON text; `Plan.from_json` gives back an equal plan."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(_figures(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -317,6 +333,12 @@ class Plan:
             raise PlanError(f"the plan cannot be read: {error}", where=str(path)) from error
         except PlanError as error:
             raise PlanError(error.message, where=str(path), hint=error.hint) from error
+
+
+def _figures(plan: Plan) -> dict[str, object]:
+    entries = asdict(replace(plan, symbolic=None))
+    del entries["symbolic"]
+    return entries
 
 
 def _check_regions(regions: tuple[PlannedRegion, ...]) -> None:

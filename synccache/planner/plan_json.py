@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from enum import StrEnum
 from json import JSONDecodeError, loads
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from synccache.errors import PlanError
 
@@ -32,7 +33,7 @@ def record(kind: type[_Record], data: object, **readers: _Reader) -> _Record:
 
     The record's own `__post_init__` then checks every value.
     """
-    wanted = set(kind.__annotations__)
+    wanted = {field.name for field in fields(cast(Any, kind)) if field.compare}
     if not isinstance(data, Mapping):
         raise PlanError(f"a {kind.__name__} must be a JSON object, not {data!r}")
     if set(data) != wanted:
