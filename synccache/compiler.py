@@ -28,6 +28,7 @@ from synccache.fx.regions import Layout, lay_out
 from synccache.fx.request import Request
 from synccache.fx.rewrite import rewrite
 from synccache.fx.schedules import scheduled, wanted_schedule
+from synccache.fx.split import split_where_cut
 from synccache.fx.subject import as_module, closed_paths
 from synccache.fx.taps import main_stream
 from synccache.fx.variant import Variant, WarmUp
@@ -64,6 +65,7 @@ def compile(
     target_speedup: float | None = None,
     max_drift: float | None = None,
     leaves: Sequence[str] = (),
+    split: Sequence[str] = (),
     modules: Sequence[nn.Module] | Mapping[str, nn.Module] | None = None,
 ) -> CachedModel:
     """The model with a caching policy compiled into it; call it as you call the model.
@@ -100,6 +102,9 @@ def compile(
         schedule: the same, solved before by ``plan_schedule``, which knows more rules.
         leaves: modules that must not be opened, by path or pattern ("audio_proj", "blocks.*"): each
             is called whole, on every call, and what is inside it can be neither skipped nor kept.
+        split: conditions, such as ("audio",), that may be merged with others inside one branch, as in
+            ``o(text + audio)``. Where the policy skips one part and keeps the other, the branch becomes
+            two at that sum; the result is the model's but for rounding, on computed steps too.
         modules: for a function: the modules that it runs, also those it is called with.
 
     Raises:
@@ -112,7 +117,7 @@ def compile(
     request = checked_request(
         policy, mem_budget=mem_budget, cache_ratio=cache_ratio, conditions=conditions, masks=masks,
         verify=verify, calibration=calibration, storages=storages, plan=plan, leaves=leaves,
-        schedule=schedule, target_speedup=target_speedup, max_drift=max_drift,
+        split=split, schedule=schedule, target_speedup=target_speedup, max_drift=max_drift,
     )  # fmt: skip
     compiled = CachedModel(model, request, build_variant)
     if example is not None:
@@ -126,14 +131,20 @@ def checked_request(
     verify: bool = True, calibration: Calibration | str | Path | None = None, measure: bool = False,
     storages: Sequence[str | Storage] | None = None, plan: Plan | str | Path | None = None,
     schedule: RegionSchedule | None = None, target_speedup: float | None = None,
-    max_drift: float | None = None, leaves: Sequence[str] = (),
+    max_drift: float | None = None, leaves: Sequence[str] = (), split: Sequence[str] = (),
 ) -> Request:  # fmt: skip
     """The arguments of ``compile`` as a checked record."""
     _check_goals(plan, cache_ratio, schedule, target_speedup, max_drift, calibration)
     if plan is not None and storages is not None:
         raise PlanError("plan= says already how residuals are kept; leave storages= out.")
+    asked = _policy(policy)
+    if split and not asked.rules:
+        raise PolicyError(
+            f"split={split!r}: {asked.name} skips nothing and keeps the model's bits, which a split "
+            "branch does not.", hint="Leave split out.",
+        )  # fmt: skip
     return Request(
-        policy=_policy(policy),
+        policy=asked,
         mem_budget=None if mem_budget is None else parse_bytes(mem_budget),
         cache_ratio=_ratio(cache_ratio),
         conditions=conditions,
@@ -149,6 +160,7 @@ def checked_request(
         target_speedup=target_speedup,
         max_drift=max_drift,
         leaves=tuple(leaves),
+        split=(split,) if isinstance(split, str) else tuple(split),
     )
 
 
@@ -219,7 +231,16 @@ def prepare(
     program = _program(model, captured, tags, needed=bool(policy.rules))
     if program is None:
         return Prepared(tags, hoisted, None, (), Layout((), frozenset()), {}, None)
-    matches = match(policy, program, type(model).__name__, hoisted)
+    where = type(model).__name__
+    if request.split and not captured.split:
+        program = split_where_cut(
+            model, program, frozenset(request.split),
+            lambda c: residual_program(model, c, tag_inputs(c, request.conditions)),
+            lambda p: _skipped(match(policy, p, where, hoistable(p.captured, p.tags))),
+        )  # fmt: skip
+        tags = dict(program.tags)
+        hoisted = hoistable(program.captured, tags)
+    matches = match(policy, program, where, hoisted)
     base = lay_out(program, [m.skipped for m in matches], _probes(matches))
     masks = token_masks(request.masks or {}, _mask_tokens(program))
     problem = make_problem(
@@ -242,6 +263,7 @@ def build_variant(
     """From a recording to an emitted graph, for a number of guidance branches."""
     started = time.perf_counter()
     found = prepare(model, request, captured, guidance_branches)
+    captured = found.program.captured if found.program is not None else captured
     program, matches, layout, plan = found.program, found.matches, found.layout, None
     if program is not None and found.problem is not None:
         plan = make_plan(model, request, program, matches, found.problem, found.rows)
@@ -280,6 +302,10 @@ def _program(
         if needed:
             raise
         return None
+
+
+def _skipped(matches: tuple[RuleMatch, ...]) -> frozenset[int]:
+    return frozenset(i for m in matches for i in m.skipped.branches)
 
 
 def _probes(matches: tuple[RuleMatch, ...]) -> list[Any]:

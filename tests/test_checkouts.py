@@ -71,3 +71,20 @@ def test_a_skipped_step_of_a_checkout_equals_the_full_one(
     assert compiled.stats().decisions == {0: "CS"}
     for full, skipped in zip(*found, strict=True):
         assert (full - skipped).abs().max() <= ROUNDING * full.abs().max()
+
+
+def test_audio_merged_into_text_of_a_checkout_can_be_kept_apart(case: TableCase) -> None:
+    if case.name != "fantasytalking":
+        pytest.skip(f"{case.name} merges nothing")
+    policy = policies.asymmetric(threshold=1e9)
+    compiled = synccache.compile(case.model, policy, conditions=case.conditions, split=("audio",))
+    found = []
+    for timestep in (900.0, 900.0 - 2**-14):
+        args, kwargs = case.inputs(0, timestep)
+        found.append(tensors(compiled(*args, **kwargs)))
+    reads = [b.reads for b in compiled.program.branches if b.block == 1 and "audio" in b.reads]
+
+    assert reads == [frozenset({"audio"})]
+    assert compiled.stats().decisions == {0: "CS"}
+    for full, skipped in zip(*found, strict=True):
+        assert (full - skipped).abs().max() <= ROUNDING * full.abs().max()

@@ -56,6 +56,7 @@ class Captured:
     shapes_only: bool = False  # recorded without values: for planning, never to run
     seconds_source: str = MEASURED
     device_peak: int | None = None  # bytes, by the device's allocator; None: not known
+    split: tuple[str, ...] = ()  # branches taken apart: equal to the model but for rounding
 
     @property
     def rewinds(self) -> bool:

@@ -193,6 +193,10 @@ def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
                  + (f"; kept closed: {', '.join(captured.closed)}" if captured.closed else ""))  # fmt: skip
     if variant.emitted.invariants:
         lines.append(f"exact       kept once a trajectory: {', '.join(variant.emitted.invariants)}")
+    if captured.split:
+        lines.append(
+            f"split       at their sums, equal to the model but for rounding: {', '.join(captured.split)}"
+        )
     if variant.program is not None:
         lines += _stream_lines(variant.program)
         lines += _branch_table(variant)

@@ -33,5 +33,6 @@ class Request:
     max_drift: float | None = None
     schedule: RegionSchedule | None = None
     leaves: tuple[str, ...] = ()  # modules that must not be opened
+    split: tuple[str, ...] = ()  # conditions whose part of merged branches is a branch of its own
     sharing: tuple[tuple[int, ...], ...] = ()  # of inputs between guidance branches, once seen
     drift: MeasuredDrift | None = None  # measured while a first trajectory warmed up
