@@ -90,6 +90,8 @@ def test_a_static_policy_is_printed_as_its_mask_and_has_no_probe() -> None:
     compiled, _ = ran(policy, [1, 2, 3, 4, 5, 6])
 
     assert "a step mask, nothing is measured: CSSCSS" in compiled.explain()
+    assert compiled.plan.mask == "CSSCSS"
+    assert "nothing measured: CSSCSS." in str(compiled.plan)
     assert "PROBE" not in compiled.code
     assert compiled.stats().syncs == 6  # the timestep of each call
 

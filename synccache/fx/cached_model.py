@@ -29,6 +29,7 @@ from synccache.fx.ops import ValueChanged
 from synccache.fx.payback import check_steps
 from synccache.fx.program import ResidualProgram
 from synccache.fx.progress import Level, Said, no_timestep, step_of
+from synccache.fx.reasons import with_mask
 from synccache.fx.repay import paid_back
 from synccache.fx.replan import planned_again, warmed_up
 from synccache.fx.runtime import Call, Trajectory
@@ -364,7 +365,7 @@ class CachedModel(nn.Module):
         plan = self.variant.plan
         if plan is None:
             raise StateError("there is no plan: no stream was found and the policy skips nothing.")
-        return plan
+        return with_mask(plan, self.variant, self._trajectories[self._key.get()].steps)
 
     @property
     def graph_module(self) -> GraphModule:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from synccache.fx.match import RuleMatch
 from synccache.fx.runtime import Trajectory
+from synccache.fx.variant import Variant
+from synccache.planner import Plan
 from synccache.policies import dsl
 from synccache.policies.describe import describe
 from synccache.policies.prospects import static_letters
@@ -50,3 +53,14 @@ def mask_line(rule: dsl.Rule, steps: int | None) -> str:
     if letters is None:
         return "a step mask, nothing is measured; its letters depend on the sampler's timesteps"
     return f"a step mask, nothing is measured: {letters}"
+
+
+def with_mask(plan: Plan, variant: Variant, steps: int | None) -> Plan:
+    """The plan, with the steps that it skips where no rule measures and their number is known."""
+    if steps is None or not variant.matches:
+        return plan
+    letters = [static_letters(found.rule, steps) for found in variant.matches]
+    if None in letters:
+        return plan
+    rules = [f"rule {i + 1} {text}" for i, text in enumerate(letters)]
+    return replace(plan, mask=", ".join(rules) if len(rules) > 1 else str(letters[0]))

@@ -166,12 +166,16 @@ class Plan:
     seconds_source: str = MEASURED
     symbolic: SymbolicProblem | None = field(default=None, compare=False, repr=False)
     """What `at` answers from; not part of the JSON."""
+    mask: str = ""
+    """Which steps a policy that measures nothing skips, C computed and S skipped; empty if unknown."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         checked_text(self.policy, "policy")
         checked_text(self.model, "model")
         checked_text(self.seconds_source, "seconds_source")
+        if not isinstance(self.mask, str):
+            raise PlanError(f"mask must be a text, not {self.mask!r}")
         _check_regions(self.regions)
         _check_names(self.kept_lives, "kept_lives")
         checked_count(self.live_total, "live_total")

@@ -57,6 +57,8 @@ def _heading(plan: Plan) -> str:
         f"On a skipped step held residuals replace {counted(len(plan.regions), 'region')}; "
         f"computed between them: {counted(len(plan.kept_lives), 'live group')}."
     )
+    if plan.mask:
+        lines.append(f"Steps, C computed and S skipped, nothing measured: {plan.mask}.")
     absorbed = (
         f"{plan.absorbed_count} of {counted(plan.live_total, 'audio branch', 'audio branches')}"
     )
