@@ -294,3 +294,12 @@ def test_a_planned_policy_needs_one_timestep_a_letter() -> None:
 
 def test_the_longest_gap_is_one_that_ends_in_a_computed_step() -> None:
     assert longest_gap(Steps("CSSCSCSSSS")) == 2
+
+
+def test_a_report_says_the_payback_and_not_every_weight() -> None:
+    compiled = synccache.compile(talking(), plan(0.5))
+    sampled(compiled)
+
+    assert "constant weights for 6 skipped steps, each of at most 2 tensors" in compiled.explain()
+    assert "payback of 0.5 of the error, interpolated with degree 2" in compiled.explain()
+    assert "mixes=" not in compiled.explain()

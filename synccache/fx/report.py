@@ -202,8 +202,11 @@ def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
         lines += _branch_table(variant)
     for i, found in enumerate(variant.matches):
         lines.append(f"rule {i + 1}      skip while {describe(found.rule.when)}")
-        lines.append(f"            {len(found.skip)} branches in "
-                     f"{sum(i in r.rules for r in variant.layout.regions)} regions, {found.rule.reuse!r}")  # fmt: skip
+        count = sum(i in r.rules for r in variant.layout.regions)
+        reuse = describe(found.rule.reuse)
+        lines.append(f"            {len(found.skip)} branches in {count} regions, {reuse}")
+        if found.payback is not None and found.payback.strength:
+            lines.append(f"            {describe(found.payback)}")
         fixed = mask_line(found.rule, trajectory.steps)
         lines += [f"            {fixed}"] if fixed else []
     for name in sorted(_mask_names(variant)):

@@ -8,6 +8,7 @@ from typing import Any
 
 from synccache.policies import conditions as c
 from synccache.policies import counters as n
+from synccache.policies import fitted as f
 from synccache.policies import probes as p
 from synccache.policies import selectors as sel
 from synccache.policies import signals as s
@@ -98,4 +99,10 @@ _SAY: dict[type, Callable[[Any], str]] = {
         f"({describe(of.then)} where {describe(of.condition)}, else {describe(of.otherwise)})"
     ),
     sel.Blocks: _blocks,
+    f.Fitted: lambda of: (
+        f"constant weights for {len(of.mixes)} skipped steps, each of at most {of.history} tensors"
+    ),
+    f.Payback: lambda of: (
+        f"payback of {of.strength:g} of the error, interpolated with degree {of.degree}"
+    ),
 }
