@@ -174,8 +174,7 @@ class Plan:
         checked_text(self.policy, "policy")
         checked_text(self.model, "model")
         checked_text(self.seconds_source, "seconds_source")
-        if not isinstance(self.mask, str):
-            raise PlanError(f"mask must be a text, not {self.mask!r}")
+        checked_text("none" if self.mask == "" else self.mask, "mask")
         _check_regions(self.regions)
         _check_names(self.kept_lives, "kept_lives")
         checked_count(self.live_total, "live_total")
