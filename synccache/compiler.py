@@ -34,9 +34,9 @@ from synccache.fx.taps import main_stream
 from synccache.fx.variant import Variant, WarmUp
 from synccache.planner import ChainProblem, Plan, parse_bytes
 from synccache.planner.calibration import Calibration
-from synccache.planner.goals import PlannedRegionSteps, RegionSchedule
+from synccache.planner.goals import PlannedRegionSteps, RegionSchedule, plan_for_speedup
 from synccache.planner.storage import Storage, storages_named
-from synccache.policies import by_name
+from synccache.policies import by_name, planned
 from synccache.policies.dsl import (
     MaskWeight,
     MeanChange,
@@ -95,10 +95,11 @@ def compile(
             "in turns", "host", "float8 on the host". Left out: those that lose nothing, which on a
             CUDA device includes main memory.
         plan: a plan made before, or the path of its file; refused where it does not belong.
-        target_speedup: seconds of the model over seconds compiled. Solved from ``calibration``: which
-            region is skipped at which step, for the least predicted drift; this takes the place of
-            the policy's conditions, and ``explain()`` shows what neighbouring speed-ups would give.
-        max_drift: the same the other way round, the fastest within a predicted drift.
+        target_speedup: seconds of the model over seconds compiled. Solved from ``calibration``, in
+            place of the policy's conditions: where that knows its noise levels a planned schedule
+            (``policies.planned``), else which region is skipped at which step (``plan_schedule``);
+            ``explain()`` shows what neighbouring speed-ups would give.
+        max_drift: the fastest ``plan_schedule`` within a predicted drift.
         schedule: the same, solved before by ``plan_schedule``, which knows more rules.
         leaves: modules that must not be opened, by path or pattern ("audio_proj", "blocks.*"): each
             is called whole, on every call, and what is inside it can be neither skipped nor kept.
@@ -143,7 +144,7 @@ def checked_request(
             f"split={split!r}: {asked.name} skips nothing and keeps the model's bits, which a split "
             "branch does not.", hint="Leave split out.",
         )  # fmt: skip
-    return Request(
+    return _with_goal(Request(
         policy=asked,
         mem_budget=None if mem_budget is None else parse_bytes(mem_budget),
         cache_ratio=_ratio(cache_ratio),
@@ -161,7 +162,22 @@ def checked_request(
         max_drift=max_drift,
         leaves=tuple(leaves),
         split=(split,) if isinstance(split, str) else tuple(split),
-    )
+    ))  # fmt: skip
+
+
+def _with_goal(request: Request) -> Request:
+    """A speed-up as a planned policy, where the calibration knows enough to plan one."""
+    known, wanted = request.calibration, request.target_speedup
+    if wanted is None or known is None or known.residuals is None or not known.residuals.sigmas:
+        return request
+    if len(request.policy.rules) != 1:
+        raise PlanError(
+            f"target_speedup= plans one schedule, and {request.policy.name} has "
+            f"{len(request.policy.rules)} rules.", hint="Use a policy of one rule.",
+        )  # fmt: skip
+    goal = plan_for_speedup(known, wanted)
+    policy = planned(goal.plan, skip=request.policy.rules[0].skip)
+    return replace(request, policy=policy, goal=goal, target_speedup=None)
 
 
 def _check_goals(

@@ -10,6 +10,7 @@ from small_models import denoise, talking
 import synccache
 from synccache import Calibration, RegionSchedule, policies
 from synccache.errors import PlanError, StateError
+from synccache.planner.goals import plan_for_speedup
 from synccache.planner.storage import FLOAT8, Place
 from synccache.policies.dsl import AUDIO, Linear, Policy, Rule, blocks, branches, segments, step
 
@@ -204,3 +205,45 @@ def test_a_predictor_of_two_tensors_keeps_its_history_in_a_schedule() -> None:
     denoise(compiled, STEPS)
 
     assert {region.tensors for region in compiled.plan.regions} == {2}
+
+
+# ---------------------------------------------------- where the noise levels are known, planned steps
+
+
+LEVELS = tuple(1.0 - step / STEPS for step in range(STEPS + 1))
+
+
+@cache
+def measured_with_levels() -> Calibration:
+    def run(model: synccache.CachedModel) -> None:
+        model.begin(sigmas=LEVELS)
+        denoise(model, STEPS)
+
+    return timed(synccache.calibrate(talking(), run, POLICY, stride=1))
+
+
+def test_with_noise_levels_a_speed_up_becomes_a_planned_schedule() -> None:
+    compiled = synccache.compile(
+        talking(), POLICY, target_speedup=1.6, calibration=measured_with_levels()
+    )
+    denoise(compiled, STEPS)
+    letters = decisions(compiled)[0]
+    computed = letters.count("C")
+
+    # 3 regions of 1 s and 0.5 s besides: 28 s in all, 4 s fixed
+    assert 28 / (4 + 3 * computed) >= 1.6 > 28 / (4 + 3 * (computed + 1))
+    assert compiled.variant.matches[0].rule.reuse.history > 1
+    assert "computed steps  speed-up  predicted error" in compiled.explain()
+
+
+def test_more_computed_steps_are_never_predicted_to_be_worse() -> None:
+    goal = plan_for_speedup(measured_with_levels(), 1.6)
+    errors = [point.predicted_error for point in goal.frontier]
+
+    assert goal.chosen in goal.frontier and len(errors) >= 4
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_speed_up_beyond_what_is_skippable_is_refused_with_why() -> None:
+    with pytest.raises(PlanError, match=r"with 1 of 8 steps computed the speed-up is 4.00, not 9"):
+        synccache.compile(talking(), POLICY, target_speedup=9.0, calibration=measured_with_levels())

@@ -226,6 +226,8 @@ def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
     nothing = why_nothing(variant.matches, trajectory, decisions)
     if trajectory.step > 0 and nothing:
         lines.append(f"last run    {nothing}")
+    if request.goal is not None:
+        lines += ["", str(request.goal)]
     if variant.schedule is not None:
         lines += ["", str(variant.schedule)]
     if variant.plan is not None:

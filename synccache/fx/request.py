@@ -10,7 +10,7 @@ from torch import Tensor
 from synccache.fx.warm_up import MeasuredDrift
 from synccache.planner import Plan
 from synccache.planner.calibration import Calibration
-from synccache.planner.goals import RegionSchedule
+from synccache.planner.goals import RegionSchedule, StepsGoal
 from synccache.planner.storage import Storage
 from synccache.policies.dsl import Policy
 
@@ -32,6 +32,7 @@ class Request:
     target_speedup: float | None = None
     max_drift: float | None = None
     schedule: RegionSchedule | None = None
+    goal: StepsGoal | None = None  # what ``policy`` was planned for
     leaves: tuple[str, ...] = ()  # modules that must not be opened
     split: tuple[str, ...] = ()  # conditions whose part of merged branches is a branch of its own
     sharing: tuple[tuple[int, ...], ...] = ()  # of inputs between guidance branches, once seen

@@ -14,6 +14,7 @@ from synccache.planner.calibration import Calibration
 from synccache.planner.plan_text import aligned
 from synccache.planner.quantities import checked_amount
 from synccache.planner.schedule_problem import ScheduleProblem
+from synccache.planner.step_plan import StepPlan
 from synccache.planner.storage import AS_COMPUTED, Storage, storages_named
 
 _NEIGHBOURS = (0.7, 0.85, 1.15, 1.4)
@@ -154,6 +155,89 @@ def plan_schedule(
         proof=f"{found.solved.proof.value} after {found.solved.seconds:.2f} s, "
         f"gap {found.solved.gap:.2%}",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsPoint:
+    """A number of computed steps, what it gains, and the error of the best schedule of so many."""
+
+    computed: int
+    speedup: float
+    predicted_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsGoal:
+    """The planned steps that meet a speed-up, and their neighbours, fastest first."""
+
+    plan: StepPlan
+    chosen: StepsPoint
+    frontier: tuple[StepsPoint, ...]
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                "->" if point == self.chosen else "",
+                str(point.computed),
+                f"{point.speedup:.2f}",
+                f"{point.predicted_error:.3g}",
+            )
+            for point in self.frontier
+        ]
+        header = ("", "computed steps", "speed-up", "predicted error")
+        return "\n".join([str(self.plan), "", *aligned(header, rows, left=(0,))])
+
+
+_STEPS_BESIDE = 3
+"""Numbers of computed steps that are shown on either side of the choice."""
+
+
+def plan_for_speedup(calibration: Calibration, target_speedup: float) -> StepsGoal:
+    """The planned schedule with as many computed steps as the speed-up allows, and its neighbours.
+
+    Skipped steps are weighted sums of the last three computed ones, fitted to the calibration; no
+    payback, which needs more of the caller (`choose_schedule` compares everything by running).
+
+    Raises:  PlanError where even one computed step is too slow, or nothing was measured for it.
+    """
+    known, gram = calibration.by_region, calibration.residuals
+    fraction = _fraction(target_speedup, None)
+    if known is None or gram is None or fraction is None:
+        raise PlanError("the calibration has no inner products of residuals: calibrate again.")
+    from synccache.planner.computed_steps import StepProblem, Terms, best_schedules, step_plan
+
+    skippable = sum(known.seconds)
+    full = known.fixed_seconds + skippable
+    steps = gram.steps
+
+    def speedup(computed: int) -> float:
+        return full * steps / (known.fixed_seconds * steps + skippable * computed)
+
+    fitting = [k for k in range(1, steps + 1) if speedup(k) >= target_speedup - _ROUNDING]
+    if not fitting:
+        raise PlanError(
+            f"with 1 of {steps} steps computed the speed-up is {speedup(1):.2f}, not "
+            f"{target_speedup:g}: {known.fixed_seconds / full:.1%} of a forward is never skipped.",
+            hint="Ask for less, or use a policy that skips more.",
+        )
+    problem = StepProblem(gram=gram, terms=Terms.FITTED_3)
+    most = min(steps, fitting[-1] + _STEPS_BESIDE)
+    best = best_schedules(problem, most)
+    points = {
+        k: StepsPoint(computed=k, speedup=speedup(k), predicted_error=best[k][1])
+        for k in range(max(1, fitting[-1] - _STEPS_BESIDE), most + 1)
+        if k in best
+    }
+    chosen = max(k for k in points if k <= fitting[-1])
+    plan = step_plan(
+        problem, best[chosen][0], source=f"planned for {problem.terms.value}",
+        model=calibration.model, error=best[chosen][1],
+    )  # fmt: skip
+    frontier = tuple(sorted(points.values(), key=lambda point: point.computed))
+    return StepsGoal(plan=plan, chosen=points[chosen], frontier=frontier)
+
+
+_ROUNDING = 1e-9
 
 
 def _problem(
