@@ -102,6 +102,10 @@ def test_a_rule_for_the_network_encloses_the_others(outer_first: bool) -> None:
 
     assert compiled.stats().decisions == {0: "CSSSSS"}
     assert len(compiled.variant.layout.regions) == 7
+    assert "# inside region_6" in compiled.code
+    assert (
+        "skip branch: blocks.0.attend: computed, or what is held put in its place" in compiled.code
+    )
     assert compiled.stats().bytes_held <= compiled.plan.memory.cache_bytes
 
 

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from synccache.fx.gate import Gate
 from synccache.fx.program import Branch, ResidualProgram
 from synccache.fx.reasons import mask_line, why_nothing
+from synccache.fx.regions import RunForm
+from synccache.fx.rewrite import Enclosed
 from synccache.fx.runtime import AudioWrites, Invariant, Trajectory, bytes_held
+from synccache.fx.shadow import ExactError
+from synccache.fx.siblings import SiblingRegion
 from synccache.fx.skip import SkipRegion
+from synccache.fx.tokens import Clusters, TokenRegion
 from synccache.fx.variant import Variant
 from synccache.planner import format_bytes
 from synccache.policies.describe import describe
@@ -93,8 +98,19 @@ def _left(saved: float, total: float) -> float:
 
 
 def listing(variant: Variant) -> str:
-    """The emitted forward, one operation a line, with what it is as a comment."""
-    module = variant.emitted.module
+    """The emitted forward, one operation a line, with what it is as a comment.
+
+    Where one region holds the network and others lie inside it, its graph follows.
+    """
+    parts, module = [], variant.emitted.module
+    parts.append(_code(module, variant))
+    for name, child in module.named_children():
+        if isinstance(child, SkipRegion) and isinstance(child.body, Enclosed):
+            parts.append(f"# inside {name}\n" + _code(child.body.module, variant))
+    return "\n".join(parts)
+
+
+def _code(module: GraphModule, variant: Variant) -> str:
     code = re.sub(r";(  \w+ =)+ .*?None$", "", module.code.strip(), flags=re.M)
     code = re.sub(r"(;  (\w+ = )+None)$", "", code, flags=re.M)
     code = code.replace("synccache_fx_ops_", "")
@@ -108,7 +124,7 @@ def listing(variant: Variant) -> str:
         name = re.match(r"\s+(\w+) = ", line)
         call = re.search(r" = self\.(\w+)\(", line)
         node = nodes.get(name.group(1)) if name else nodes.get(call.group(1)) if call else None
-        remark = _remark(node, variant, roles) if node is not None else ""
+        remark = _remark(node, module, variant, roles) if node is not None else ""
         lines.append(f"{line:<72}  # {remark}" if remark else line)
     return "\n".join(lines) + "\n"
 
@@ -145,14 +161,17 @@ def _roles(variant: Variant) -> dict[str, Branch]:
     return {b.label: b for b in variant.program.branches}
 
 
-def _remark(node: Node, variant: Variant, roles: Mapping[str, Branch]) -> str:
-    owner = variant.emitted.module
+def _remark(node: Node, owner: GraphModule, variant: Variant, roles: Mapping[str, Branch]) -> str:
     child = owner.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(child, Gate):
         return f"gate: skip while {describe(child.condition)}"
     if isinstance(child, SkipRegion):
         region = variant.layout.regions[child.index]
-        return f"skip branch: {region.label}: computed, or the held residual added"
+        return f"skip branch: {region.label}: computed, or {_instead(child)}"
+    if isinstance(child, Clusters):
+        return "groups tokens by what they look like, on computed steps"
+    if isinstance(child, ExactError):
+        return f"on skipped steps: {describe(child.signal)}"
     if isinstance(child, Invariant):
         return "once a trajectory: depends on no input that the loop changes"
     if isinstance(child, AudioWrites):
@@ -165,17 +184,28 @@ def _remark(node: Node, variant: Variant, roles: Mapping[str, Branch]) -> str:
     audio = [b for label, b in roles.items() if AUDIO in b.reads and _within(label, origin)]
     if audio:
         facts.append("LIVE: reads audio, runs on every step")
-    if variant.program is not None and node.name in _probe_names(variant):
+    if variant.program is not None and node.name in _probe_names(owner):
         facts.append("PROBE")
     return " ".join(facts)
+
+
+def _instead(region: SkipRegion) -> str:
+    """What a skipped step does in a region's place."""
+    if isinstance(region, SiblingRegion):
+        return "predicted from the first guidance branch of the step"
+    if isinstance(region, TokenRegion):
+        return "computed for some tokens, which renew what is held"
+    if any(hold.start is None for hold in region.holds):
+        return "what is held put in its place"
+    return "the held residual added"
 
 
 def _within(label: str, origin: str) -> bool:
     return bool(origin) and (label == origin or label.startswith(f"{origin}."))
 
 
-def _probe_names(variant: Variant) -> set[str]:
-    graph = variant.emitted.module.graph
+def _probe_names(owner: GraphModule) -> set[str]:
+    graph = owner.graph
     gates = [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith("gate_")]
     return {a.name for g in gates for a in g.args[1:] if isinstance(a, Node)}
 
@@ -203,10 +233,12 @@ def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
     for i, found in enumerate(variant.matches):
         lines.append(f"rule {i + 1}      skip while {describe(found.rule.when)}")
         count = sum(i in r.rules for r in variant.layout.regions)
+        form = _FORMS[found.skipped.form]
         reuse = describe(found.rule.reuse)
-        lines.append(f"            {len(found.skip)} branches in {count} regions, {reuse}")
+        lines.append(f"            {len(found.skip)} branches in {count} regions, {reuse}{form}")
         if found.payback is not None and found.payback.strength:
             lines.append(f"            {describe(found.payback)}")
+        lines += [f"            tokens: {found.rule.tokens!r}"] if found.rule.tokens else []
         fixed = mask_line(found.rule, trajectory.steps)
         lines += [f"            {fixed}"] if fixed else []
     for name in sorted(_mask_names(variant)):
@@ -233,6 +265,15 @@ def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
     if variant.plan is not None:
         lines += ["", str(variant.plan)]
     return "\n".join(lines)
+
+
+_FORMS = {
+    RunForm.RESIDUAL: "",
+    RunForm.WHOLE: "",
+    RunForm.VALUE: ", values held",
+    RunForm.MODULE: ", each before its gate",
+    RunForm.NETWORK: ", the whole network",
+}
 
 
 def _mask_names(variant: Variant) -> set[str]:
