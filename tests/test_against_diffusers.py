@@ -5,11 +5,13 @@ of diffusers does something else than its method, a test here shows it by its sm
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import (
+    FasterCacheConfig,
     FirstBlockCacheConfig,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
@@ -28,6 +30,7 @@ from synccache.policies.dsl import (
     NEAREST,
     TEXT,
     Condition,
+    Fixed,
     Hold,
     Linear,
     Policy,
@@ -62,10 +65,8 @@ def assert_same(theirs: Any, ours: Any) -> None:
 
 
 @models
-@pytest.mark.parametrize("threshold", [0.3, 0.4])
-def test_first_block_cache_decides_and_computes_as_in_diffusers(
-    name: str, threshold: float
-) -> None:
+def test_first_block_cache_decides_and_computes_as_in_diffusers(name: str) -> None:
+    threshold = 0.35
     theirs = run_peer(build(name), FirstBlockCacheConfig(threshold=threshold), watch=INNER[name])
 
     assert_same(theirs, run_ours(build(name), policies.first_block_cache(threshold)))
@@ -262,3 +263,69 @@ def test_pab_of_diffusers_gives_one_guidance_branch_the_attention_of_the_other()
     assert not torch.equal(exact[0], theirs[1])  # the very first step of the other branch is wrong
     assert torch.equal(exact[0], ours[1])
     assert torch.equal(exact[2], ours[5])
+
+
+# ---- FasterCache
+
+
+def faster_config(now: list[float], only: str, **options: Any) -> FasterCacheConfig:
+    return FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_block_identifiers=(only,),
+        unconditional_batch_skip_range=5,
+        unconditional_batch_timestep_skip_range=(-1, 641),
+        current_timestep_callback=lambda: now[-1],
+        attention_weight_callback=lambda _: 0.5,
+        tensor_format="BCFHW",
+        **options,
+    )
+
+
+def test_fastercache_decides_and_computes_as_in_diffusers() -> None:
+    """Theirs takes both guidance branches as one batch, unconditional first, and halves it to skip.
+
+    It hooks the self-attentions; our default extrapolates every attention.
+    """
+    case, now, expected = build("wan_t2v"), [], []
+    case.model.enable_cache(faster_config(now, "^blocks"))
+    with letters(case.model.blocks[1].attn1.to_q) as watched:
+        call = watched(case.model)
+        for k in range(STEPS):
+            cond, uncond = (inputs(case, k, branch, STEPS) for branch in range(2))
+            now.append(float(cond["timestep"]))
+            both = {key: torch.cat([uncond[key], cond[key]]) for key in cond}
+            with torch.no_grad(), case.model.cache_context("both"):
+                out = tensors(call(**both))[0]
+            expected += [(out[1:],), (out[:1],)]
+    attention, guidance = policies.fastercache().rules
+    own = modules(branches.attention - branches.reading(TEXT))
+    policy = Policy("fastercache", (replace(attention, skip=own), guidance))
+    ours = run_ours(build("wan_t2v"), policy)
+
+    assert call.letters == ours.decisions["cond"]
+    assert set(call.letters) == set(ours.decisions["uncond"]) == {"C", "S"}
+    assert difference(expected, ours.outputs) <= ROUNDING
+
+
+@pytest.mark.parametrize(("name", "doubles"), [("hunyuan_video", 3), ("flux", 2)])
+def test_fastercache_of_guidance_distilled_models_computes_as_in_diffusers(
+    name: str, doubles: int
+) -> None:
+    """One branch: only the attention of the double-stream blocks is extrapolated."""
+    case, unit, now = build(name), 1000.0 if name == "flux" else 1.0, []
+    case.model.enable_cache(faster_config(now, "^transformer_blocks", is_guidance_distilled=True))
+    with letters(case.model.get_submodule(f"{INNER[name]}.to_q")) as watched:
+
+        def timed(**kwargs: Any) -> Any:
+            now.append(float(kwargs["timestep"][0]) * unit)
+            return case.model(**kwargs)
+
+        call = watched(timed)
+        found = loop(case, call, lambda n, _: case.model.cache_context(n), branches=BRANCHES[:1])
+    when = between(timestep, -1.0, 681 / unit) & ~every(step, 2)
+    rule = Rule(modules(branches.attention & blocks[:doubles]), when, Fixed((-0.5, 1.5)))
+    ours = run_ours(build(name), Policy("fastercache", (rule,)), branches=BRANCHES[:1])
+
+    assert call.letters == ours.decisions["cond"]
+    assert set(call.letters) == {"C", "S"}
+    assert difference(found, ours.outputs) <= ROUNDING
