@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
 from synccache.planner.samplers import ORDER, Sampler, sampler_row
 from synccache.policies.dsl import Payback, Policy, Rule, Steps
 
+_FULL = 4  # bytes of a float32
 TOLERANCE = 0.01  # of the first timestep: how far a planned step may be from where it was planned
 
 
@@ -58,7 +60,7 @@ class Owed:
     skipped: list[_Skipped] = field(default_factory=list)
     states: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
-    seen: tuple[tuple[Tensor, int | None], ...] = ()  # the inputs of the last call
+    seen: tuple[tuple[Any, int | None], ...] = ()  # weakly, the inputs of the last call
     last_step: int = -1
 
     def tensors(self) -> list[Tensor]:
@@ -136,10 +138,10 @@ def pay_back(
         better: dict[int, Tensor] = {}
         for past in owed.skipped:
             found = again(Again(past.step, payback), _inputs_again(past, inputs))
-            better[past.step] = payback.strength * (found.float() - past.output.float())
+            better[past.step] = payback.strength * (_wide(found) - _wide(past.output))
         owed.skipped = []
         _replayed(owed, better, step, sampler, sigmas)
-    owed.seen = tuple((t, _version(t)) for t in inputs)
+    owed.seen = tuple((TensorWeakRef(t), _version(t)) for t in inputs)
     return _corrected(owed, step, sampler, sigmas, output)
 
 
@@ -168,7 +170,7 @@ def _corrected(
     if parts:
         correction = sum(parts[1:], parts[0]) / row.output[step]
         owed.outputs[step] = -correction
-        output = (output.float() + correction).to(output.dtype)
+        output = (_wide(output) + correction).to(output.dtype)
     oldest = step + 2 - ORDER[sampler]
     for kept in (owed.states, owed.outputs):
         for j in [j for j in kept if j < oldest]:
@@ -180,7 +182,7 @@ def _kept(owed: Owed, step: int, inputs: tuple[Tensor, ...], output: Tensor) -> 
     """The call, with copies of the inputs that are not those of the call before."""
     before = owed.seen
     own = tuple(
-        i >= len(before) or t is not before[i][0] or _version(t) is None
+        i >= len(before) or before[i][0]() is not t or _version(t) is None
         or _version(t) != before[i][1]
         for i, t in enumerate(inputs)
     )  # fmt: skip
@@ -198,6 +200,11 @@ def _inputs_again(past: _Skipped, now: tuple[Tensor, ...]) -> list[Tensor]:
                 hint="Pass a new tensor instead of writing to this one, or plan with payback 0.",
             )
     return list(past.inputs)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 where it has 16 bits."""
+    return tensor.float() if tensor.dtype.itemsize < _FULL else tensor
 
 
 def _version(tensor: Tensor) -> int | None:
