@@ -158,3 +158,13 @@ def test_a_calibration_with_its_inner_products_survives_its_file(tmp_path: Path)
     measured.save(tmp_path / "measured.json")
 
     assert synccache.Calibration.load(tmp_path / "measured.json") == measured
+
+
+def test_in_the_space_of_latents_the_output_less_the_latents_is_measured() -> None:
+    policy = policies.step_mask("CS", skip=policies.dsl.network)
+    measured = synccache.calibrate(talking(), run, policy, stride=1)
+    found = torch.stack([(talking()(x, t, voices()[0]) - x).flatten() for x, t in trajectory()])
+    expected = found @ found.T / (found @ found.T).diagonal().mean()
+
+    assert measured.residuals is not None
+    assert torch.allclose(torch.tensor(measured.residuals.products), expected, rtol=0, atol=1e-5)
