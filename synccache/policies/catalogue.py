@@ -146,6 +146,12 @@ def _held_by(rule: Rule) -> Iterator[str]:
     if isinstance(rule.skip, dsl.Values) and isinstance(rule.skip.of, dsl.Network):
         word = _HELD[dsl.Network]
     yield _counted(rule.reuse.history, word)
+    if isinstance(rule.reuse, dsl.FromSibling):
+        yield "1 model output of the step's first branch"
+    if isinstance(rule.tokens, dsl.OnePerCluster):
+        yield f"{rule.tokens.clusters} centroids, and a label a token"
+    if isinstance(rule.tokens, dsl.TopTokens):
+        yield "an age a token and MLP"
     references: dict[str, set[tuple[object, object]]] = {}
     for part in _parts(rule.when):
         probe = getattr(part, "probe", None)
