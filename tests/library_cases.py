@@ -105,5 +105,10 @@ CASES: Mapping[str, Callable[[float], Policy]] = {
     "teacache": _teacache,
 }
 WITHOUT_RULES = ("exact",)
-# Random tokens, clusters and the other branch's output: in tests of their own.
-APART = ("clusca", "duca", "fastercache", "toca")
+# What the interpreter does not do by hand: random tokens, clusters, the other branch's output.
+APART: Mapping[str, Callable[[float], Policy]] = {
+    "clusca": lambda x: policies.clusca(3, clusters=_whole(x, 2, 4), spread=0.1, first=2),
+    "duca": lambda x: policies.duca(4, ratio=0.3),
+    "fastercache": lambda x: policies.fastercache(branch_interval=_whole(x, 2, 3)),
+    "toca": lambda x: policies.toca(_whole(x, 2, 4), ratio=0.3),
+}
