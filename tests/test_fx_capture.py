@@ -54,6 +54,62 @@ def test_a_counter_is_refused_by_name() -> None:
         synccache.compile(model(forward), "exact")(x_of(0))
 
 
+class Tea:
+    """Keeps its count outside the model, as TeaCache's patches do."""
+
+    count = 0
+
+
+def test_a_counter_outside_the_model_is_refused_by_name() -> None:
+    count = [0]
+
+    class Counted(Model):
+        total = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            type(self).total += 1
+            return self.a(x) * self.total
+
+    def in_a_closure(self: Model, x: Tensor) -> Tensor:
+        count[0] += 1
+        return self.a(x) if count[0] % 2 else self.b(x)
+
+    def in_a_global(self: Model, x: Tensor) -> Tensor:
+        Tea_state.count += 1
+        return self.a(x) if Tea_state.count < 9 else self.b(x)
+
+    for small, name in (
+        (Counted(), r"Counted.total"),
+        (model(in_a_closure), r"count of .*in_a_closure"),
+        (model(in_a_global), "Tea_state of test_fx_capture"),
+    ):
+        with pytest.raises(CaptureError, match=f"every forward changes `.*{name}`"):
+            synccache.compile(small, "exact")(x_of(0))
+
+
+Tea_state = Tea()
+
+
+def test_what_a_forward_refers_to_outside_the_model_is_looked_at_before_every_call() -> None:
+    options = {"scale": 2.0}
+    small = model(lambda self, x: self.a(x) * options["scale"])
+    compiled = synccache.compile(small, "exact")
+    for scale in (2.0, 3.0, 2.0):
+        options["scale"] = scale
+        assert same(small(x_of(0)), compiled(x_of(0)))
+    assert compiled.captures == 2
+
+
+def test_a_log_that_a_forward_writes_is_let_pass() -> None:
+    log: list[int] = []
+
+    def forward(self: Model, x: Tensor) -> Tensor:
+        log.append(x.shape[1])
+        return self.a(x)
+
+    check(model(forward), captures=2)
+
+
 def test_a_buffer_counted_up_in_place_is_refused_with_its_line() -> None:
     def forward(self: Model, x: Tensor) -> Tensor:
         self.steps.add_(1)

@@ -144,7 +144,7 @@ class CachedModel(nn.Module):
                         before.restore()
             assert change is not None
             self._variants.check_room(key, change)
-            return self._record_and_run(call, key, names, tensors, args, kwargs)
+            return self._record_and_run(call, key, names, tensors, args, kwargs, change)
         except BaseException:
             self._forget_trajectory()  # half a forward has left its caches in no defined state
             raise
@@ -158,7 +158,7 @@ class CachedModel(nn.Module):
         _, names, key = self._inputs(args, kwargs)
         if not self._variants.find(key):
             _, captured = self._capture(args, kwargs)
-            self._variants.add(key, names, self._build(captured, 1))
+            self._variants.add(key, names, self._build(captured, 1), None, self._state.change)
 
     def _inputs(self, args: Any, kwargs: Any) -> tuple[list[Tensor], list[str], Hashable]:
         self._state.look()
@@ -169,14 +169,14 @@ class CachedModel(nn.Module):
 
     def _record_and_run(
         self, call: Call | None, key: Any, names: list[str], tensors: list[Tensor], args: Any,
-        kwargs: Any,
+        kwargs: Any, change: ValueChanged | None = None,
     ) -> Any:  # fmt: skip
         """Records the forward, whose result is returned, and fills the caches by a replay of it."""
         refuse_to_run(self._model, tensors, names)
         before = Before(tensors) if self._request.verify else None
         out, captured = self._capture(args, kwargs)
         variant = self._build(captured, self._branches_so_far())
-        self._variants.add(key, names, variant)
+        self._variants.add(key, names, variant, change, self._state.change)
         call = self._enter(variant, tensors) if call is None else call
         if before is None:
             call.state.belong_to(variant.layout, variant.captured)
@@ -387,7 +387,7 @@ class CachedModel(nn.Module):
     def explain(self) -> str:
         """What matched, what will be skipped and why, and what it costs."""
         now = self._trajectories[self._key.get()]
-        return report.explanation(self.variant, self._request, now)
+        return report.explanation(self.variant, self._request, now, self._variants.reasons)
 
     def stats(self) -> report.Stats:
         """Figures of the present trajectory, or of the last if a new one has not begun."""

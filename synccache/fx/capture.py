@@ -109,8 +109,8 @@ def capture(
     changed.restore()
     where = type(model).__name__
     refuse_read_back(kept, later.read.values(), where)
-    refuse_counters(left, attributes(model, captured.closed), where)
     same = same_program(captured.graph, second.graph)
+    refuse_counters(left, attributes(model, captured.closed), where, same=same)
     if drew and not same:
         raise CaptureError(
             "the forward draws numbers from Python's or numpy's random generator, which a recording "

@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from synccache.errors import CaptureError
 from synccache.fx import ops
 from synccache.fx.frames import is_leaf, user_line
+from synccache.fx.outside import outside, shallow
 
 _OWN = frozenset(vars(nn.Module()))
 _DEPTH = 3  # of containers inside an attribute
@@ -26,12 +27,14 @@ _HINT = "Pass such values as arguments, or reset them inside forward."
 
 
 def attributes(model: nn.Module, closed: Collection[str] = ()) -> dict[str, Any]:
-    """Plain attributes of opened modules by path, in a form that is equal while they are.
+    """Plain attributes of opened modules by path, in a form that is equal while they are; and what
+    their forwards refer to outside them.
 
     Modules called whole, and all inside them, keep their state alive themselves.
     """
     found: dict[str, Any] = {}
     seen: set[int] = set()
+    known: set[Any] = set()
 
     def visit(path: str, module: nn.Module) -> None:
         if id(module) in seen or path and (path in closed or is_leaf(module)):
@@ -41,6 +44,8 @@ def attributes(model: nn.Module, closed: Collection[str] = ()) -> dict[str, Any]
         for name, value in vars(module).items():
             if name not in _OWN:
                 found[prefix + name] = _mark(value, 0)
+        for name, get in outside(module, known):
+            found[name] = shallow(get())
         for name, child in module._modules.items():
             if child is not None:
                 visit(prefix + name, child)
@@ -74,14 +79,30 @@ def _without_tensors(mark: Any) -> Any:
     return mark
 
 
-def refuse_counters(first: Mapping[str, Any], second: Mapping[str, Any], where: str) -> None:
-    """Refuses plain attributes that two equal forwards left different."""
+def refuse_counters(
+    first: Mapping[str, Any], second: Mapping[str, Any], where: str, *, same: bool
+) -> None:
+    """Refuses plain attributes that two equal forwards left different.
+
+    A list or dict that only grew (a log) is let pass where both forwards were the ``same`` program.
+    """
     for name, mark in second.items():
-        if _without_tensors(first.get(name)) != _without_tensors(mark):
+        before, now = _without_tensors(first.get(name)), _without_tensors(mark)
+        if before != now and not (same and _grew(before, now)):
             raise CaptureError(
-                f"every forward changes `{name}` of the model, which a later forward may read.",
+                f"every forward changes `{name}`, which a later forward may read.",
                 where=where, hint=_HINT,
             )  # fmt: skip
+
+
+def _grew(before: Any, now: Any) -> bool:
+    """Whether a container's mark has the earlier items first, and more."""
+    both = isinstance(before, tuple) and isinstance(now, tuple) and len(before) == len(now) == 2
+    if not both or not all(
+        isinstance(m[0], int) and isinstance(m[1], tuple) for m in (before, now)
+    ):
+        return False
+    return before[0] < now[0] and now[1][: len(before[1])] == before[1]
 
 
 def refuse_read_back(

@@ -240,7 +240,21 @@ def signature_key(tensors: list[torch.Tensor], structure: Structure, model: int)
     return facts, _freeze(structure.tree), autocast, model
 
 
-def describe_key_change(old: Any, new: Any, names: list[str]) -> str:
+def _plain_changes(old: Any, new: Any) -> list[str]:
+    """What differs between frozen arguments that are no tensors, by parameter name."""
+    before: dict[str, Any] = {key[1]: value for key, value in old[1]}
+    now: dict[str, Any] = {key[1]: value for key, value in new[1]}
+    found = []
+    for name in {**before, **now}:
+        pair = [side[name] for side in (before, now) if name in side]
+        if len(pair) < 2 or pair[0] != pair[1]:
+            plain = len(pair) == 2 and all(isinstance(v[1], (*_PLAIN, type(None))) for v in pair)
+            values = f": {pair[0][1]!r} -> {pair[1][1]!r}" if plain else ""
+            found.append(f"the plain (non-tensor) argument `{name}` has another value{values}")
+    return found
+
+
+def describe_key_change(old: Any, new: Any, names: list[str], model: str) -> str:
     """One phrase naming what differs between two signatures, in the user's argument names."""
     changes = [
         f"{names[i] if i < len(names) else f'input {i}'}: {list(a[0])} {a[1]} -> {list(b[0])} {b[1]}"
@@ -250,9 +264,9 @@ def describe_key_change(old: Any, new: Any, names: list[str]) -> str:
     if len(old[0]) != len(new[0]):
         changes.append(f"{len(old[0])} tensors -> {len(new[0])}")
     if not changes and old[1] != new[1]:
-        changes.append("a plain (non-tensor) argument has another value")
+        changes += _plain_changes(old[1], new[1])
     if old[2] != new[2]:
         changes.append("autocast differs")
     if old[3] != new[3]:
-        changes.append("the model itself was changed")
+        changes.append(f"the model itself was changed: {model}")
     return "; ".join(changes) or "nothing visible"

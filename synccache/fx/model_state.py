@@ -3,7 +3,8 @@
 A recording holds what Python decided: which modules were called, what their attributes said, which
 dtype the weights had. ``ModelState`` compares all of that with the live model before every call.
 Another *structure* (LoRA loaded, a processor set, a scale changed, ``.to(bfloat16)``) is another
-recording; another state of the *weights* only means that nothing computed from them is kept.
+recording; another state of the *weights* only means that nothing computed from them is kept. Class
+attributes, globals and closures that a forward refers to count as well (``outside``).
 
 Modules that are called whole are not looked into: they run as they are. Attributes that the forward
 itself writes are its own affair (``carried`` has judged them).
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from synccache.fx.frames import is_leaf, is_offloaded
+from synccache.fx.outside import outside, shallow
 
 _OWN = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
@@ -69,6 +71,8 @@ class _Watched:
     registries: list[tuple[Any, str]] = field(default_factory=list)  # parameters, buffers; prefix
     loose: list[tuple[Any, str, str]] = field(default_factory=list)  # one tensor: where, name, path
     modules: list[nn.Module] = field(default_factory=list)  # opened ones
+    outside: list[tuple[str, Callable[[], Any]]] = field(default_factory=list)
+    known: set[Any] = field(default_factory=set)  # classes and functions that were looked at
 
 
 class ModelState:
@@ -128,6 +132,7 @@ class ModelState:
             len(now) == len(self._values)
             and all(map(operator.is_, now, self._values))
             and [_mark(value) for _, value in watched.inner] == self._inner
+            and [shallow(get()) for _, get in watched.outside] == self._outside
         )
 
     def _same_weights(self) -> bool:
@@ -158,6 +163,7 @@ class ModelState:
         self._classes = list(map(type, watched.modules))
         self._values = _values(watched)
         self._inner = [_mark(value) for _, value in watched.inner]
+        self._outside = [shallow(get()) for _, get in watched.outside]
         tensors = _tensors(watched)
         stamps = [_stamp(t) for t in tensors]
         old = self._tensors
@@ -247,6 +253,10 @@ class ModelState:
             if not isinstance(value, (*_PLAIN, *_SINGLE)):
                 watched.inner.append((prefix + name, value))
         watched.attributes.append((operator.itemgetter("_modules", "_parameters", *plain), space))
+        for name, get in outside(module, watched.known):
+            if name not in self._written:
+                watched.outside.append((name, get))
+                marks[name] = shallow(get())
         marks[f"{prefix}*"] = (
             type(module),
             tuple((name, _Thing(child)) for name, child in module._modules.items()),

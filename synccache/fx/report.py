@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,12 @@ def _probe_names(owner: GraphModule) -> set[str]:
 # --------------------------------------------------------------------------- explain
 
 
-def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
+_REASONS = 5  # of recordings after the first, that are printed
+
+
+def explanation(
+    variant: Variant, request: Any, trajectory: Trajectory, again: Sequence[str] = ()
+) -> str:
     """Conditions, streams and branches (repeating blocks folded), rules, plan."""
     captured = variant.captured
     lines = [f"policy      {request.policy.name}: {len(request.policy.rules)} rule(s)"]
@@ -221,6 +226,7 @@ def explanation(variant: Variant, request: Any, trajectory: Trajectory) -> str:
     lines.append(f"conditions  {inputs}")
     lines.append(f"recorded    {len(captured.graph.nodes)} operations in {captured.seconds:.3f} s"
                  + (f"; kept closed: {', '.join(captured.closed)}" if captured.closed else ""))  # fmt: skip
+    lines += [f"again       {reason}" for reason in again[-_REASONS:]]
     if variant.emitted.invariants:
         lines.append(f"exact       kept once a trajectory: {', '.join(variant.emitted.invariants)}")
     if captured.split:

@@ -22,6 +22,7 @@ class Variants:
         self.by_key: OrderedDict[Hashable, list[Variant]] = OrderedDict()
         self.last: Variant | None = None
         self.new_in_a_row = 0
+        self.reasons: list[str] = []  # why forwards were recorded after the first
 
     def find(self, key: Hashable) -> list[Variant]:
         """The recordings of a signature, an empty list if there are none."""
@@ -31,19 +32,31 @@ class Variants:
             self.new_in_a_row = 0
         return found
 
-    def add(self, key: Hashable, names: list[str], variant: Variant) -> None:
+    def add(
+        self,
+        key: Hashable,
+        names: list[str],
+        variant: Variant,
+        change: ValueChanged | None,
+        model: str,
+    ) -> None:
         """Keeps a recording, and drops the signature used longest ago if there are too many.
+
+        ``change``: the number that is another one; ``model``: what last changed on the model.
 
         Raises:
             CaptureError: no signature came twice in a row of MAX_SIGNATURES calls.
         """
-        if key not in self.by_key:
-            self.new_in_a_row += bool(self.by_key)
+        if change is not None:
+            self.reasons.append(f"{change}{self._line(key, change)}")
+        elif self.by_key and key not in self.by_key:
+            self.new_in_a_row += 1
+            reason = describe_key_change(next(reversed(self.by_key)), key, names, model)
+            self.reasons.append(reason)
             if self.new_in_a_row >= MAX_SIGNATURES:
-                change = describe_key_change(next(reversed(self.by_key)), key, names)
                 raise CaptureError(
                     f"the last {self.new_in_a_row} calls all had a signature of their own; this one "
-                    f"differs from the one before in: {change}.",
+                    f"differs from the one before in: {reason}.",
                     where=self.model_name,
                     hint="Pass what changes every step as a tensor, not as a Python number.",
                 )
@@ -61,10 +74,19 @@ class Variants:
         if len(self.by_key.get(key, [])) >= MAX_VALUES:
             raise CaptureError(
                 f"the forward reads a number from a tensor, and it changes from call to call: "
-                f"{change} (after {MAX_VALUES} recordings).",
+                f"{change}{self._line(key, change)} (after {MAX_VALUES} recordings).",
                 where=self.model_name,
-                hint="Put the code that reads it into a sub-module; synccache then calls it whole.",
+                hint="Name the module that reads it in leaves=[...] of compile(): it is then called "
+                "whole. In the model's own forward, put the code into a sub-module first.",
             ) from change
+
+    def _line(self, key: Hashable, change: ValueChanged) -> str:
+        """Where the forward reads the number that changed."""
+        for variant in self.by_key.get(key, []):
+            for node in variant.captured.graph.nodes:
+                if "guard" in node.meta and change.expected in node.args[1:]:
+                    return f" ({node.meta['guard']})"
+        return ""
 
     def replace(self, old: Variant, new: Variant) -> None:
         """Puts a variant planned anew in the place of the old one."""
