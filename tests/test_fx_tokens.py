@@ -73,6 +73,16 @@ def test_every_token_is_in_the_cluster_that_is_nearest(
     assert torch.equal(distances.argmin(-1), labels)
 
 
+def test_clusters_are_the_same_a_few_tokens_at_a_time() -> None:
+    points = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(0))
+    whole = k_means(points, 5, 10, None, 0)
+
+    labels, centroids = k_means(points, 5, 10, None, 0, chunk=7 * 2 * 4)
+
+    assert torch.equal(whole[0], labels)
+    assert torch.allclose(whole[1], centroids)
+
+
 def test_clusters_start_where_the_last_ones_ended() -> None:
     points = torch.tensor([[[0.0], [1.0], [10.0], [11.0]]])
 

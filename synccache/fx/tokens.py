@@ -31,6 +31,7 @@ from synccache.policies import dsl
 from synccache.policies.tokens import OnePerCluster, Score, Tokens, TopTokens
 
 TOKEN_DIMS = 3  # [batch, tokens, channels]
+CHUNK = 1 << 24  # numbers in float32 at once while tokens are clustered: 64 MiB
 _PROOF_TOKENS = 4
 _PROOF_ROUNDINGS = 64  # times the unit of the dtype, of the largest value: other kernels round anew
 _STEP_PRIME, _REGION_PRIME = 10_007, 101  # one seed for each step and region
@@ -66,13 +67,18 @@ class Clusters(nn.Module):
         state = call.state.tokens.setdefault(self.rule, TokenState())
         chosen = self.tokens
         state.labels, state.centroids = k_means(
-            stream.detach().float().flatten(1, -2), chosen.clusters, chosen.iterations,
+            stream.detach().flatten(1, -2), chosen.clusters, chosen.iterations,
             state.centroids, chosen.seed,
         )  # fmt: skip
 
 
 def k_means(
-    points: Tensor, clusters: int, iterations: int, start: Tensor | None, seed: int
+    points: Tensor,
+    clusters: int,
+    iterations: int,
+    start: Tensor | None,
+    seed: int,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """(labels, centroids) by L1 distance; a cluster that loses all its points stays where it was.
 
@@ -84,18 +90,35 @@ def k_means(
     if start is None or start.shape != (batch, clusters, channels):
         drawn = torch.randperm(tokens, generator=_generator(seed))[:clusters].to(points.device)
         start = points[:, drawn]
-    centroids = start
-    labels = torch.cdist(points, centroids, p=1.0).argmin(dim=-1)
+    centroids = start.float()
+    labels = _nearest(points, centroids, chunk)
     for _ in range(iterations):
-        sums = torch.zeros_like(centroids).scatter_add_(
-            1, labels[..., None].expand_as(points), points
-        )
-        counts = torch.zeros(batch, clusters, device=points.device)
-        counts = counts.scatter_add_(1, labels, torch.ones_like(labels, dtype=counts.dtype))
-        means = sums / counts.clamp_min(1.0)[..., None]
-        centroids = torch.where(counts[..., None] > 0, means, centroids)
-        labels = torch.cdist(points, centroids, p=1.0).argmin(dim=-1)
+        centroids = _means(points, labels, centroids, chunk)
+        labels = _nearest(points, centroids, chunk)
     return labels, centroids
+
+
+def _parts(points: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    """A few tokens at a time, so that float32 copies stay small beside the stream."""
+    return points.split(max(1, chunk // (points.shape[0] * points.shape[2])), dim=1)
+
+
+def _nearest(points: Tensor, centroids: Tensor, chunk: int) -> Tensor:
+    found = [torch.cdist(p.float(), centroids, p=1.0).argmin(dim=-1) for p in _parts(points, chunk)]
+    return torch.cat(found, dim=1)
+
+
+def _means(points: Tensor, labels: Tensor, centroids: Tensor, chunk: int) -> Tensor:
+    """The mean of each cluster; where it lost all its points, its centroid as it was."""
+    sums, first = torch.zeros_like(centroids), 0
+    for part in _parts(points, chunk):
+        mine = labels[:, first : first + part.shape[1], None].expand_as(part)
+        sums.scatter_add_(1, mine, part.float())
+        first += part.shape[1]
+    counts = torch.zeros(centroids.shape[:2], device=points.device)
+    counts = counts.scatter_add_(1, labels, torch.ones_like(labels, dtype=counts.dtype))
+    means = sums / counts.clamp_min(1.0)[..., None]
+    return torch.where(counts[..., None] > 0, means, centroids)
 
 
 class TokenRegion(SkipRegion):
