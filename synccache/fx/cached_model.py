@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
-from synccache.fx import report
+from synccache.fx import draw, report
 from synccache.fx.begin import begun
 from synccache.fx.capture import Captured, capture
 from synccache.fx.drift import DriftMeter
@@ -386,13 +386,13 @@ class CachedModel(nn.Module):
 
     def explain(self) -> str:
         """What matched, what will be skipped and why, and what it costs."""
-        now = self._trajectories[self._key.get()]
-        return report.explanation(self.variant, self._request, now, self._variants.reasons)
+        return report.explained(self, self._trajectories[self._key.get()])
+
+    draw = draw.draw
 
     def stats(self) -> report.Stats:
         """Figures of the present trajectory, or of the last if a new one has not begun."""
-        trajectory = self._trajectories[self._key.get()]
-        return report.stats(self, trajectory)
+        return report.stats(self, self._trajectories[self._key.get()])
 
     @property
     def captures(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from torch.fx import GraphModule, Node
@@ -15,6 +14,7 @@ from synccache.fx.program import Branch, ResidualProgram
 from synccache.fx.reasons import mask_line, why_nothing
 from synccache.fx.regions import RunForm
 from synccache.fx.rewrite import Enclosed
+from synccache.fx.rows import rows
 from synccache.fx.runtime import AudioWrites, Invariant, Trajectory, bytes_held
 from synccache.fx.shadow import ExactError
 from synccache.fx.siblings import SiblingRegion
@@ -216,6 +216,12 @@ def _probe_names(owner: GraphModule) -> set[str]:
 _REASONS = 5  # of recordings after the first, that are printed
 
 
+def explained(compiled: CachedModel, trajectory: Trajectory) -> str:
+    """What ``compiled.explain()`` says in this trajectory."""
+    reasons = compiled._variants.reasons
+    return explanation(compiled.variant, compiled._request, trajectory, reasons)
+
+
 def explanation(
     variant: Variant, request: Any, trajectory: Trajectory, again: Sequence[str] = ()
 ) -> str:
@@ -296,30 +302,19 @@ def _stream_lines(program: ResidualProgram) -> list[str]:
 
 
 def _branch_table(variant: Variant) -> list[str]:
-    program = variant.program
-    assert program is not None
-    fate = {
-        b.index: f"region {r.index}" for r in reversed(variant.layout.regions) for b in r.branches
-    }
-    total = sum(b.flops for b in program.branches) or 1
-    rows = [f"{'block':<10}{'branch':<34}{'kind':<11}{'reads':<26}{'FLOPs':>7}  on a skipped step"]
-    blocks = [list(g) for _, g in groupby(program.branches, key=lambda b: b.block)]
-    shapes = [tuple((b.kind, b.reads, b.stream, fate.get(b.index)) for b in g) for g in blocks]
-    start = 0
-    while start < len(blocks):
-        end = start
-        while end + 1 < len(blocks) and shapes[end + 1] == shapes[start]:
-            end += 1
-        name = str(start) if start == end else f"{start}-{end}"
-        for i, branch in enumerate(blocks[start]):
-            share = sum(blocks[k][i].flops for k in range(start, end + 1)) / total
-            reads = " ".join(sorted(branch.reads | {f"stream{s}" for s in branch.other_streams}))
-            rows.append(
-                f"{name if i == 0 else '':<10}{branch.label[-33:]:<34}{branch.kind.value:<11}{reads:<26}"
-                f"{share:>6.1%}  {fate.get(branch.index, 'live')}"
-            )
-        start = end + 1
-    return rows
+    assert variant.program is not None
+    table = rows(variant.program, variant.layout)
+    total = sum(r.flops for r in table) or 1
+    head = f"{'block':<10}{'branch':<34}{'kind':<11}{'reads':<26}"
+    lines = [f"{head}{'recorded':>10}{'FLOPs':>8}  on a skipped step"]
+    for row in table:
+        branch = row.branch
+        reads = " ".join(sorted(branch.reads | {f"stream{s}" for s in branch.other_streams}))
+        lines.append(
+            f"{row.blocks if row.begins else '':<10}{branch.label[-33:]:<34}{branch.kind.value:<11}{reads:<26}"
+            f"{row.seconds * 1e3:>7.1f} ms{row.flops / total:>8.1%}  {row.fate}"
+        )
+    return lines
 
 
 __all__ = ["Stats", "describe", "explanation", "format_bytes", "listing", "stats"]
