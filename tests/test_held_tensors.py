@@ -9,6 +9,7 @@ import torch
 from generated_blocks import Audio, Spec
 from generated_models import CHANNELS, build
 from loops import timesteps
+from table_models import build as build_released
 
 import synccache
 from synccache import policies
@@ -78,3 +79,17 @@ def test_a_method_holds_as_many_tensors_as_published(
 
     assert hidden == sizes.count(sample // CHANNELS * SPEC.width)
     assert latents == sizes.count(sample)
+
+
+def test_hunyuan_video_holds_one_tensor_for_each_addition_to_a_stream() -> None:
+    """Published: two for each single-stream block (its attention, and the block in all); here one, as
+    such a block adds once, and what it adds is all that a skipped step needs of it."""
+    case = build_released("hunyuan_video")
+    compiled = synccache.compile(case.model, policies.taylorseer(), conditions=case.conditions)
+    args, kwargs = case.inputs(seed=0, timestep=900.0, branch=0, size=0)
+    with torch.no_grad():
+        compiled(*args, **kwargs)
+    held = [len(r.runs) for r in compiled.variant.layout.regions]
+
+    double = [2, 1, 1]  # joint attention to the picture and the text; the MLP of each
+    assert 3 * double + 3 * [1] == held
