@@ -278,6 +278,32 @@ def test_tokens_that_are_no_square_grid_are_refused_before_anything_runs() -> No
         run(compiled, case, 1)
 
 
+class Bare(nn.Module):
+    """A model whose output is its stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        for block in self.blocks:
+            latents = latents + block(latents) * timestep
+        return latents
+
+
+def test_a_caller_may_write_to_a_stream_that_is_the_output() -> None:
+    compiled = synccache.compile(Bare().eval(), masked("CSS", values(blocks[:])))
+    found = []
+    for k in range(3):
+        with torch.no_grad():
+            out = compiled(torch.full((1, 5, 4), float(k)), torch.tensor([0.9 - 0.1 * k]))
+            found.append(out.clone())
+            out.zero_()
+
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 class Writing(nn.Module):
     """A model that scales the latents it is given in place."""
 

@@ -40,4 +40,6 @@ def written_in(node: Node, inside: Iterable[Node]) -> bool:
 def written_outside(run: Run, inside: frozenset[Node], graph: Graph) -> bool:
     """Whether what a run ends in is written to later; callers may write to what they are given."""
     later = [n for n in graph.nodes if n not in inside and n.op != "output"]
-    return run.form is RunForm.NETWORK or written_in(run.end, later)
+    home = run.end.meta.get("storage")
+    returned = any(o.meta.get("storage") == home for o in graph.output_node().all_input_nodes)
+    return run.form is RunForm.NETWORK or returned or written_in(run.end, later)
