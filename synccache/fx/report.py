@@ -114,8 +114,10 @@ def _code(module: GraphModule, variant: Variant) -> str:
     code = re.sub(r";(  \w+ =)+ .*?None$", "", module.code.strip(), flags=re.M)
     code = re.sub(r"(;  (\w+ = )+None)$", "", code, flags=re.M)
     code = code.replace("synccache_fx_ops_", "")
-    code = re.sub(r"getattr\(((?:self|model)[\w.]*), \"(\d+)\"\)", r"\1[\2]", code)
-    code = re.sub(r"slice\((\w+), ([-\w]+), None\)", _slice, code)
+    nested = re.compile(r"getattr\(((?:self|model)[\w.\[\]]*), \"(\d+)\"\)")
+    while nested.search(code):  # lists in lists, from the inside
+        code = nested.sub(r"\1[\2]", code)
+    code = re.sub(r"slice\(([-\w]+), ([-\w]+), None\)", _slice, code)
     code = re.sub(r"\[\(([^()]*:[^()]*)\)\]", r"[\1]", code)
     nodes = {n.name: n for n in module.graph.nodes}
     roles = _roles(variant)
@@ -177,7 +179,7 @@ def _remark(node: Node, owner: GraphModule, variant: Variant, roles: Mapping[str
     if isinstance(child, AudioWrites):
         return "for the automatic mask: where audio is written"
     shape = node.meta.get("shape")
-    facts = [f"{list(shape)}"] if shape is not None else []
+    facts = [f"{_short(node.meta.get('dtype'))}{list(shape)}"] if shape is not None else []
     origin = node.meta.get("origin", "")
     if origin:
         facts.append(origin)
@@ -198,6 +200,20 @@ def _instead(region: SkipRegion) -> str:
     if any(hold.start is None for hold in region.holds):
         return "what is held put in its place"
     return "the held residual added"
+
+
+def _short(dtype: Any) -> str:
+    """``f32`` for torch.float32, ``bf16`` for torch.bfloat16."""
+    name = str(dtype).removeprefix("torch.")
+    for word, letter in (
+        ("bfloat", "bf"),
+        ("float", "f"),
+        ("complex", "c"),
+        ("uint", "u"),
+        ("int", "i"),
+    ):
+        name = name.replace(word, letter)
+    return "" if dtype is None else name
 
 
 def _within(label: str, origin: str) -> bool:
