@@ -3,30 +3,36 @@
     python benchmarks/exact.py --pairs 30
 
 Two guidance branches, new latents in every call, the conditions the same tensors, as in a sampling
-loop. The ratio is the median over pairs of (exact / original); below 1 is faster. Every output is
-compared to the bit. Recording and verification happen before the first timed pair.
+loop. The ratio is the median over pairs of (exact / original) of processor time on one thread; below 1 is
+faster. Every output is compared to the bit. Recording and verification happen before the first timed pair.
+Models of repositories are measured where SYNCCACHE_WAN22 and its like name checkouts.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+import wide_models
 from torch import nn
 
 import synccache
+from synccache.fx.inputs import flatten
 from synccache.portrait import held_out_clips, load_portrait
 from synccache.portrait.audio import null_audio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import real_models  # the tests' builds of released classes
+import checkout_models  # the tests' builds of released classes
+import real_models
+import table_models
 
 Inputs = Callable[[int, float, int], tuple[tuple[Any, ...], dict[str, Any]]]
+Conditions = dict[str, list[str]] | None
 
 
 def portrait_case() -> tuple[nn.Module, Inputs]:
@@ -44,24 +50,19 @@ def portrait_case() -> tuple[nn.Module, Inputs]:
     return portrait.model, inputs
 
 
-def wide_wan() -> tuple[nn.Module, Inputs]:
-    """diffusers' Wan wide enough that multiplications, not Python, take the time; random weights."""
-    torch.manual_seed(0)
-    model = WanTransformer3DModel(
-        num_attention_heads=6, attention_head_dim=64, ffn_dim=1536, num_layers=6, text_dim=512
-    ).eval()
-    texts = [torch.randn(1, 128, 512) for _ in range(2)]
-
-    def inputs(seed: int, timestep: float, branch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        noise = torch.randn(1, 16, 4, 24, 24, generator=torch.Generator().manual_seed(seed))
-        return (noise, torch.tensor([timestep]), texts[branch]), {}
-
-    return model, inputs
+def checkout_cases() -> Iterator[tuple[str, nn.Module, Inputs, Conditions]]:
+    """Tiny models of the repositories that variables name (tests/checkout_models.py)."""
+    for name, variable in checkout_models.VARIABLES.items():
+        if variable in os.environ:
+            case = checkout_models.build(name, Path(os.environ[variable]).expanduser())
+            yield f"{name} (tiny)", case.model, case.inputs, case.conditions
 
 
-def pairs(model: nn.Module, inputs: Inputs, count: int) -> tuple[float, float, float, bool]:
+def pairs(
+    model: nn.Module, inputs: Inputs, conditions: Conditions, count: int
+) -> tuple[float, float, float, bool]:
     """Median, lowest and highest ratio exact / original, and whether every output had the same bits."""
-    compiled = synccache.compile(model, "exact")
+    compiled = synccache.compile(model, "exact", conditions=conditions)
     ratios, same = [], True
     for i in range(count + 2):
         timestep, branch = 1000.0 - 10.0 * (i // 2), i % 2
@@ -70,12 +71,11 @@ def pairs(model: nn.Module, inputs: Inputs, count: int) -> tuple[float, float, f
         order = (("original", model), ("exact", compiled))
         outputs = {}
         for name, callee in order if i % 4 < 2 else reversed(order):
-            started = time.perf_counter()
+            started = time.process_time()
             outputs[name] = callee(*args, **kwargs)
-            seconds[name] = time.perf_counter() - started
-        same &= torch.equal(
-            real_models.tensor_of(outputs["original"]), real_models.tensor_of(outputs["exact"])
-        )
+            seconds[name] = time.process_time() - started
+        found = (flatten(outputs[name])[0] for name in ("original", "exact"))
+        same &= all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         if i >= 2:  # the first call of each branch records and fills what is kept
             ratios.append(seconds["exact"] / seconds["original"])
     return statistics.median(ratios), min(ratios), max(ratios), same
@@ -87,20 +87,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--wide-pairs", type=int, default=10, help="where a forward takes a second")
     options = parser.parse_args()
-    cases: list[tuple[str, nn.Module, Inputs]] = [
-        ("portrait", *portrait_case()),
-        ("wan_t2v (width 384)", *wide_wan()),
-    ]
-    for name in ("wan_t2v", "wan_i2v", "wan_s2v"):
+    torch.set_num_threads(1)
+    cases: list[tuple[str, nn.Module, Inputs, Conditions]] = [("portrait", *portrait_case(), None)]
+    for make in (wide_models.wan_s2v, wide_models.ltx2, wide_models.wan_t2v):
+        wide = make()
+        cases.append((f"{wide.name} (wide)", wide.model, wide.inputs, wide.conditions))
+    for name in ("wan_s2v", "wan_t2v", "wan_i2v"):
         case = real_models.build(name)
-        cases.append((f"{name} (tiny)", case.model, case.new_inputs))
+        cases.append((f"{name} (tiny)", case.model, case.new_inputs, case.conditions))
+    for name in ("ltx2", "wan_animate"):
+        tiny = table_models.build(name)
+        cases.append((f"{name} (tiny)", tiny.model, tiny.inputs, tiny.conditions))
+    cases += checkout_cases()
     print(
         "| model | exact / original, median | lowest | highest | same bits |\n|---|---|---|---|---|"
     )
-    with torch.no_grad():
-        for name, model, inputs in cases:
-            middle, low, high, same = pairs(model, inputs, options.pairs)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for name, model, inputs, conditions in cases:
+            count = options.pairs if "(wide)" not in name else options.wide_pairs
+            middle, low, high, same = pairs(model, inputs, conditions, count)
             print(
                 f"| {name} | {middle:.3f} | {low:.3f} | {high:.3f} | {'yes' if same else 'NO'} |",
                 flush=True,
