@@ -95,11 +95,11 @@ def compile(
             "in turns", "host", "float8 on the host". Left out: those that lose nothing, which on a
             CUDA device includes main memory.
         plan: a plan made before, or the path of its file; refused where it does not belong.
-        target_speedup: seconds of the model over seconds compiled. Solved from ``calibration``, in
-            place of the policy's conditions: where that knows its noise levels a planned schedule
-            (``policies.planned``), else which region is skipped at which step (``plan_schedule``);
-            ``explain()`` shows what neighbouring speed-ups would give.
-        max_drift: the fastest ``plan_schedule`` within a predicted drift.
+        target_speedup: seconds of the model over seconds compiled: a planned schedule
+            (``policies.planned``) of as many computed steps as that allows, solved from
+            ``calibration`` in place of the policy's conditions; the calibration must know its noise
+            levels. ``explain()`` shows what neighbouring speed-ups would give.
+        max_drift: the fastest ``plan_schedule`` within a predicted drift, likewise.
         schedule: the same, solved before by ``plan_schedule``, which knows more rules.
         leaves: modules that must not be opened, by path or pattern ("audio_proj", "blocks.*"): each
             is called whole, on every call, and what is inside it can be neither skipped nor kept.
@@ -166,9 +166,9 @@ def checked_request(
 
 
 def _with_goal(request: Request) -> Request:
-    """A speed-up as a planned policy, where the calibration knows enough to plan one."""
+    """A speed-up as a planned policy."""
     known, wanted = request.calibration, request.target_speedup
-    if wanted is None or known is None or known.residuals is None or not known.residuals.sigmas:
+    if wanted is None or known is None:
         return request
     if len(request.policy.rules) != 1:
         raise PlanError(

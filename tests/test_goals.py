@@ -30,6 +30,11 @@ def measured() -> Calibration:
     return timed(synccache.calibrate(talking(), lambda m: denoise(m, STEPS), POLICY, stride=1))
 
 
+def drift_at(speedup: float) -> float:
+    """Predicted drift of the best schedule of regions at a speed-up."""
+    return synccache.plan_schedule(measured(), target_speedup=speedup).chosen.drift + 1e-6
+
+
 def decisions(model: synccache.CachedModel) -> list[str]:
     return list(model.stats().decisions.values())
 
@@ -95,7 +100,7 @@ def test_a_goal_out_of_reach_is_refused_with_what_is_within_reach() -> None:
 
 
 def test_a_compiled_goal_skips_each_region_where_its_mask_says() -> None:
-    compiled = synccache.compile(talking(), POLICY, target_speedup=1.5, calibration=measured())
+    compiled = synccache.compile(talking(), POLICY, max_drift=drift_at(1.5), calibration=measured())
     denoise(compiled, STEPS)
     found = compiled.variant.schedule
     assert found is not None
@@ -142,11 +147,11 @@ def test_a_schedule_runs_as_the_reference_does_by_hand() -> None:
 
 
 def test_a_schedule_under_a_budget_chooses_storages_and_holds_what_it_says() -> None:
-    free = synccache.compile(talking(), POLICY, target_speedup=1.5, calibration=measured())
+    free = synccache.compile(talking(), POLICY, max_drift=drift_at(1.5), calibration=measured())
     denoise(free, STEPS)
     budget = free.plan.memory.total_bytes - 400
     tight = synccache.compile(
-        talking(), POLICY, mem_budget=budget, target_speedup=1.5, calibration=measured(),
+        talking(), POLICY, mem_budget=budget, max_drift=drift_at(1.5), calibration=measured(),
         storages=["as computed", FLOAT8],
     )  # fmt: skip
     denoise(tight, STEPS)
@@ -242,6 +247,11 @@ def test_more_computed_steps_are_never_predicted_to_be_worse() -> None:
 
     assert goal.chosen in goal.frontier and len(errors) >= 4
     assert errors == sorted(errors, reverse=True)
+
+
+def test_a_speed_up_from_a_calibration_without_noise_levels_is_refused() -> None:
+    with pytest.raises(PlanError, match="planning computed steps needs the noise levels"):
+        synccache.compile(talking(), POLICY, target_speedup=1.5, calibration=measured())
 
 
 def test_a_speed_up_beyond_what_is_skippable_is_refused_with_why() -> None:

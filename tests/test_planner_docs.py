@@ -23,4 +23,4 @@ def test_the_shown_output_is_the_output(tmp_path: Path, monkeypatch: pytest.Monk
             shown.append(text)
             assert text.split() == printed.getvalue().split()  # long sentences are wrapped
 
-    assert len(shown) == 3
+    assert len(shown) == 4

@@ -21,15 +21,14 @@ def wanted_schedule(request: Request, problem: ChainProblem) -> RegionSchedule |
     """The schedule that was given, or one solved for the goal; None where neither was asked for."""
     if request.schedule is not None:
         return request.schedule
-    if request.target_speedup is None and request.max_drift is None:
+    if request.max_drift is None:
         return None
     assert request.calibration is not None, "checked with the goal"
     room = None
     if request.mem_budget is not None:
         room = max(0, request.mem_budget - problem.bytes_without_residuals)
     return plan_schedule(
-        request.calibration, target_speedup=request.target_speedup, max_drift=request.max_drift,
-        max_bytes=room, storages=request.storages or (AS_COMPUTED,),
+        request.calibration, max_drift=request.max_drift, max_bytes=room, storages=request.storages or (AS_COMPUTED,),
     )  # fmt: skip
 
 

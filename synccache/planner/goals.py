@@ -201,9 +201,11 @@ def plan_for_speedup(calibration: Calibration, target_speedup: float) -> StepsGo
     Raises:  PlanError where even one computed step is too slow, or nothing was measured for it.
     """
     known, gram = calibration.by_region, calibration.residuals
-    fraction = _fraction(target_speedup, None)
-    if known is None or gram is None or fraction is None:
-        raise PlanError("the calibration has no inner products of residuals: calibrate again.")
+    _fraction(target_speedup, None)
+    if known is None or gram is None:
+        raise PlanError(
+            "the calibration has no inner products of residuals.", hint="Calibrate again."
+        )
     from synccache.planner.computed_steps import StepProblem, Terms, best_schedules, step_plan
 
     skippable = sum(known.seconds)
