@@ -24,9 +24,10 @@ from synccache.fx.masks import token_masks
 from synccache.fx.match import RuleMatch, match
 from synccache.fx.planning import given_bytes, keeps, make_plan, make_problem, needs_drift
 from synccache.fx.program import ResidualProgram, residual_program
-from synccache.fx.regions import Layout, lay_out
+from synccache.fx.regions import lay_out
 from synccache.fx.request import Request
 from synccache.fx.rewrite import rewrite
+from synccache.fx.runs import Layout
 from synccache.fx.schedules import scheduled, wanted_schedule
 from synccache.fx.split import split_where_cut
 from synccache.fx.subject import as_module, closed_paths

@@ -18,7 +18,7 @@ from reference_interpreter import Interpreter
 from reference_selection import Run
 
 import synccache
-from synccache.fx.regions import RunForm
+from synccache.fx.runs import RunForm
 from synccache.fx.taps import main_stream
 from synccache.policies import LIBRARY
 from synccache.policies.dsl import Policy

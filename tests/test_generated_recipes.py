@@ -14,7 +14,8 @@ from synccache.fx.capture import capture
 from synccache.fx.conditions import tag_inputs
 from synccache.fx.inputs import bind, flatten
 from synccache.fx.program import ResidualProgram, residual_program
-from synccache.fx.regions import Layout, Skipped, lay_out
+from synccache.fx.regions import lay_out
+from synccache.fx.runs import Layout, Skipped
 
 few = settings(
     max_examples=20,

@@ -19,7 +19,7 @@ from synccache.fx.held import tensor_bytes
 from synccache.fx.live import live_nodes, passed_whole
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Layout, Region
+from synccache.fx.runs import Layout, Region
 from synccache.fx.taps import anchor_probe, kept, prediction_node
 from synccache.fx.tensors import peak_bytes
 from synccache.fx.tokens import state_bytes

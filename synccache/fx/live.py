@@ -11,7 +11,7 @@ from synccache.fx.capture import Captured
 from synccache.fx.emit import nodes_in
 from synccache.fx.frames import Frame
 from synccache.fx.match import RuleMatch
-from synccache.fx.regions import Layout
+from synccache.fx.runs import Layout
 
 
 def live_nodes(captured: Captured, matches: Sequence[RuleMatch], layout: Layout) -> set[Node]:

@@ -12,7 +12,7 @@ from synccache.errors import MatchError
 from synccache.fx.conditions import SAMPLE, nodes_tagged
 from synccache.fx.modules import module_outputs
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import RunForm, Skipped
+from synccache.fx.runs import RunForm, Skipped
 from synccache.fx.taps import Taps, find_taps, probes_of
 from synccache.policies import dsl
 from synccache.policies.disjoint import disjoint

@@ -14,8 +14,8 @@ from synccache.fx.cost import KnownDrift, chain_problem, weights_device
 from synccache.fx.held import measured
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Layout
 from synccache.fx.request import Request
+from synccache.fx.runs import Layout
 from synccache.fx.schedules import drift_of
 from synccache.fx.taps import main_stream
 from synccache.planner import ChainProblem, DriftSource, Plan, plan_chain

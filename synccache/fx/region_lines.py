@@ -13,7 +13,7 @@ from synccache.fx.emit import Emitter, Item, Key, call_graph, copy_item, is_free
 from synccache.fx.match import RuleMatch
 from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Region
+from synccache.fx.runs import Region
 from synccache.fx.runtime import Invariant
 from synccache.fx.siblings import SiblingRegion
 from synccache.fx.skip import Holding, SkipRegion

@@ -12,9 +12,9 @@ from torch.fx import GraphModule, Node
 from synccache.fx.gate import Gate
 from synccache.fx.program import Branch, ResidualProgram
 from synccache.fx.reasons import mask_line, why_nothing
-from synccache.fx.regions import RunForm
 from synccache.fx.rewrite import Enclosed
 from synccache.fx.rows import rows
+from synccache.fx.runs import RunForm
 from synccache.fx.runtime import AudioWrites, Invariant, Trajectory, bytes_held
 from synccache.fx.shadow import ExactError
 from synccache.fx.siblings import SiblingRegion

@@ -43,7 +43,7 @@ from synccache.fx.region_lines import (
     region_items,
     used_by,
 )
-from synccache.fx.regions import Layout, Region, Run
+from synccache.fx.runs import Layout, Region, Run
 from synccache.fx.shadow import shadow_items
 from synccache.fx.skip import Holding
 from synccache.fx.tokens import token_branches

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from synccache.fx.program import Branch, ResidualProgram
-from synccache.fx.regions import Layout
+from synccache.fx.runs import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from synccache.fx.estimate import dtype_of, traffic
 from synccache.fx.hoist import MIN_SHARE, margins
 from synccache.fx.planning import border_shape
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Layout
+from synccache.fx.runs import Layout
 from synccache.planner import ChainProblem
 from synccache.planner.symbolic import Margin, Operation, Sample, Work
 

@@ -9,8 +9,9 @@ from synccache.errors import PlanError
 from synccache.fx.cost import KnownDrift
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Layout, RunForm, Skipped, lay_out
+from synccache.fx.regions import lay_out
 from synccache.fx.request import Request
+from synccache.fx.runs import Layout, RunForm, Skipped
 from synccache.planner import ChainProblem, DriftSource, segment_table
 from synccache.planner.goals import PlannedRegionSteps, RegionSchedule, plan_schedule
 from synccache.planner.storage import AS_COMPUTED

@@ -12,8 +12,8 @@ from synccache.fx.capture import Captured
 from synccache.fx.conditions import nodes_tagged
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Layout
 from synccache.fx.rewrite import Rewritten
+from synccache.fx.runs import Layout
 from synccache.planner import Plan
 from synccache.planner.goals import RegionSchedule
 from synccache.policies.dsl import Predictor

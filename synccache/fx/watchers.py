@@ -9,7 +9,7 @@ from synccache.fx.emit import Item, Key, copy_item, written_between
 from synccache.fx.gate import Gate, Settle
 from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
-from synccache.fx.regions import Layout
+from synccache.fx.runs import Layout
 from synccache.fx.runtime import AudioWrites
 from synccache.fx.taps import main_stream, prediction_node
 from synccache.fx.tokens import Clusters, clustered

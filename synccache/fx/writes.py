@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch.fx import Graph, Node
 
-from synccache.fx.regions import Region, Run, RunForm
+from synccache.fx.runs import Region, Run, RunForm
 
 
 def written_too_early(

@@ -16,12 +16,12 @@ Source: section 2 of the published methods named below; docs/policies.md lists t
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import factorial
 
 from synccache.errors import PolicyError
 from synccache.policies.checks import expect, plain_integer, plain_number
+from synccache.policies.differences import combined, differences
 
 MAX_ORDER = 8  # a forecast of higher order amplifies rounding beyond use
 
@@ -104,7 +104,7 @@ class Taylor(Predictor):
     def weights(self, anchors: tuple[int, ...], at: int) -> tuple[float, ...]:
         k = at - anchors[-1]
         scales = [k**i / factorial(i) for i in range(self.order + 1)]
-        return _combined(_differences(anchors, self.order, self.start), scales, len(anchors))
+        return combined(differences(anchors, self.order, self.start), scales, len(anchors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Hermite(Predictor):
         for n in range(1, self.order):
             values.append(2 * x * values[n] - 2 * n * values[n - 1])
         scales = [self.scale**i / factorial(i) * values[i] for i in range(self.order + 1)]
-        return _combined(_differences(anchors, self.order, self.start), scales, len(anchors))
+        return combined(differences(anchors, self.order, self.start), scales, len(anchors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,34 +368,6 @@ def band_weights(band: Predictor, anchors: tuple[int, ...], at: int) -> tuple[fl
 
 def _newest(count: int) -> tuple[float, ...]:
     return (*(0.0,) * (count - 1), 1.0)
-
-
-def _differences(anchors: tuple[int, ...], order: int, start: int) -> list[list[float]]:
-    """Row i: the weights of f_i at the newest anchor; as many rows as the history allows."""
-    count = len(anchors)
-    # level[j]: f_i at anchor j as weights of the tensors, None where it cannot be taken
-    level: list[list[float] | None] = [[float(i == j) for i in range(count)] for j in range(count)]
-    rows: list[list[float]] = []
-    for _ in range(order + 1):
-        if level[-1] is None:
-            break
-        rows.append(level[-1])
-        following: list[list[float] | None] = [None]
-        for j in range(1, count):
-            new, old = level[j], level[j - 1]
-            if new is None or old is None or anchors[j] < start:
-                following.append(None)
-            else:
-                gap = anchors[j] - anchors[j - 1]
-                following.append([(a - b) / gap for a, b in zip(new, old)])
-        level = following
-    return rows
-
-
-def _combined(
-    rows: Sequence[Sequence[float]], scales: Sequence[float], count: int
-) -> tuple[float, ...]:
-    return tuple(sum(s * row[j] for s, row in zip(scales, rows)) for j in range(count))
 
 
 def _check_order(of: Taylor | Newton | Hermite, word: str) -> None:
