@@ -16,5 +16,5 @@ def with_policy(compiled: CachedModel, policy: Policy) -> CachedModel:
     for key, variants in compiled._variants.by_key.items():
         for variant in variants:
             fresh = other._build(variant.captured, variant.guidance_branches)
-            other._variants.add(key, [], fresh)
+            other._variants.take(key, fresh)
     return other

@@ -32,6 +32,11 @@ class Variants:
             self.new_in_a_row = 0
         return found
 
+    def take(self, key: Hashable, variant: Variant) -> None:
+        """Keeps a form of a recording that exists already: nothing was recorded for it."""
+        self.by_key.setdefault(key, []).append(variant)
+        self.last = variant
+
     def add(
         self,
         key: Hashable,
@@ -60,8 +65,7 @@ class Variants:
                     where=self.model_name,
                     hint="Pass what changes every step as a tensor, not as a Python number.",
                 )
-        self.by_key.setdefault(key, []).append(variant)
-        self.last = variant
+        self.take(key, variant)
         while len(self.by_key) > MAX_SIGNATURES:
             self.by_key.popitem(last=False)
 
