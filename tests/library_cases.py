@@ -80,7 +80,7 @@ def _dicache(x: float) -> Policy:
     )
 
 
-CASES: Mapping[str, Callable[[float], Policy]] = {
+BY_STREAM: Mapping[str, Callable[[float], Policy]] = {
     "asymmetric": lambda x: policies.asymmetric(x, reuse=[Linear(), Taylor(2)][int(x * 10) % 2]),
     "avatar_schedule": lambda x: policies.avatar_schedule(),
     "blockdance": lambda x: policies.blockdance(2, interval=_whole(x, 2, 3)),
@@ -105,10 +105,13 @@ CASES: Mapping[str, Callable[[float], Policy]] = {
     "teacache": _teacache,
 }
 WITHOUT_RULES = ("exact",)
-# What the interpreter does not do by hand: random tokens, clusters, the other branch's output.
-APART: Mapping[str, Callable[[float], Policy]] = {
+TOKENWISE: Mapping[str, Callable[[float], Policy]] = {
     "clusca": lambda x: policies.clusca(3, clusters=_whole(x, 2, 4), spread=0.1, first=2),
     "duca": lambda x: policies.duca(4, ratio=0.3),
-    "fastercache": lambda x: policies.fastercache(branch_interval=_whole(x, 2, 3)),
     "toca": lambda x: policies.toca(_whole(x, 2, 4), ratio=0.3),
 }
+# What the interpreter does not do by hand: a guidance branch made from another.
+APART: Mapping[str, Callable[[float], Policy]] = {
+    "fastercache": lambda x: policies.fastercache(branch_interval=_whole(x, 2, 3)),
+}
+CASES = {**BY_STREAM, **TOKENWISE}

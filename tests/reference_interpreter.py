@@ -16,6 +16,7 @@ from generated_models import ByHand, Transformer
 from reference_predictors import Kept, predicted
 from reference_selection import Run, numbers_of, runs, select
 from reference_signals import Memory, Moment, late, parts, probes_of
+from reference_tokens import TokenMemory, chosen, cluster, draws, refreshed
 from torch import Tensor
 
 from synccache.policies import dsl
@@ -52,6 +53,7 @@ class Interpreter:
         self.memories: dict[tuple[int, int], Memory] = {}
         self.histories: dict[tuple[int, int], dict[Place, list[Kept]]] = {}
         self.anchors: dict[tuple[int, int], list[Tensor]] = {}
+        self.tokens: dict[tuple[int, int], TokenMemory] = {}
         self.leading: dict[int, bool] = {}
 
     def give(self, **values: Any) -> None:
@@ -168,8 +170,25 @@ class _Call:
         branch = self.hand.branches[index]
         for i, rule in enumerate(self.run.policy.rules):
             if isinstance(rule.skip, dsl.Modules) and index in self.skip[i] and self.decide(i):
+                if rule.tokens is not None and branch.kind is dsl.MLP:
+                    self._refresh(i, index)
                 return self._predicted(i, index)
         return branch.module(*(self.value(*place) for place in branch.inputs))
+
+    def _refresh(self, rule: int, index: int) -> None:
+        """Some tokens of a skipped branch computed, and put into what is held."""
+        tokens, memory = self.run.policy.rules[rule].tokens, self.tokens(rule)
+        if self.memory(rule).streak % getattr(tokens, "every", 1):
+            return
+        history, branch = self.history(rule)[index], self.hand.branches[index]
+        newest, region = history[-1].tensor, sorted(self.skip[rule]).index(index)
+        keys = draws(tokens, self.run.step, region, (newest.shape[0], newest.shape[1]))
+        picked = chosen(memory, tokens, index, newest, keys)
+        computed = branch.module(*(self.value(*place) for place in branch.inputs))
+        history[:] = refreshed(memory, tokens, history, picked, computed)
+
+    def tokens(self, rule: int) -> TokenMemory:
+        return self.run.tokens.setdefault((rule, self.run.branch), TokenMemory())
 
     def _predicted(self, rule: int, place: Place) -> Tensor:
         history, at = self.history(rule)[place], self.run.step
@@ -297,6 +316,12 @@ class _Call:
 
     def _keep(self, rule: int, outputs: tuple[Tensor, ...]) -> None:
         skip, history = self.run.policy.rules[rule].skip, self.history(rule)
+        tokens = self.run.policy.rules[rule].tokens
+        if tokens is not None:
+            self.tokens(rule).ages.clear()
+            if isinstance(tokens, dsl.OnePerCluster):
+                last = self._on_main_stream(tokens.on)[-1] + 1
+                cluster(self.tokens(rule), tokens, self.value(MAIN_STREAM, last))
         if isinstance(self.run.policy.rules[rule].reuse, dsl.TwoAnchor):
             anchor = self.probe(_anchor_probe(self.run.policy.rules[rule]))
             self.run.anchors.setdefault((rule, self.run.branch), []).append(anchor)
