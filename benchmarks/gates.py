@@ -29,7 +29,7 @@ from synccache import policies
 from synccache.policies.dsl import TEXT, Policy, branches, inf
 
 STEPS = 64  # of one run; skipped steps beyond the pairs asked for are not timed
-LAYERS, WIDTH, TOKENS = 4, 512, 1024
+LAYERS, WIDTH, TOKENS = 4, 512, 576
 OWN_LINES = ("gate_", "region_", "invariant_", "constants_", "after_", "shadow_", "clusters_")
 
 CROSS = branches.attention & branches.reading(TEXT)
@@ -123,6 +123,12 @@ def _own(node: Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(OWN_LINES)
 
 
+def _computes(node: Node, recording: _Recording) -> bool:
+    """Whether a line is a region whose gate said: compute."""
+    region = str(node.target).startswith("region_")
+    return region and recording.made[node.args[1].name] is False
+
+
 def _starts(module: GraphModule, node: Node) -> list[Any]:
     """What a region adds its held tensors to: computed on every step."""
     holds = getattr(module.get_submodule(str(node.target)), "holds", ())
@@ -144,6 +150,11 @@ def live_alone(module: GraphModule, arguments: tuple[Any, ...]) -> GraphModule:
         elif _own(node):
             must = node.args[1:] if str(node.target).startswith("gate_") else _starts(module, node)
             probes += [values[a] for a in must if isinstance(a, Node)]
+            if _computes(node, recording):  # of a rule that does not skip on this step
+                body = f"{node.target}.body"
+                values[node] = graph.call_module(body, tuple(values[a] for a in node.args[2:]))
+                parts[body] = module.get_submodule(body)
+                continue
             name = f"made_{node.name}"
             parts[name] = recording.made[node.name]
             values[node] = graph.create_node("get_attr", name)

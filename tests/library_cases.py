@@ -89,6 +89,7 @@ BY_STREAM: Mapping[str, Callable[[float], Policy]] = {
     "delta_dit": lambda x: policies.delta_dit(1, interval=_whole(x, 2, 3), boundary=4),
     "dicache": _dicache,
     "easycache": lambda x: policies.easycache(x, warmup=2),
+    "fastercache": lambda x: policies.fastercache(branch_interval=_whole(x, 2, 3)),
     "first_block_cache": policies.first_block_cache,
     "fora": lambda x: policies.fora(_whole(x, 2, 3)),
     "freqca": lambda x: policies.freqca(_whole(x, 2, 3), first=_whole(x, 2, 3)),
@@ -109,9 +110,5 @@ TOKENWISE: Mapping[str, Callable[[float], Policy]] = {
     "clusca": lambda x: policies.clusca(3, clusters=_whole(x, 2, 4), spread=0.1, first=2),
     "duca": lambda x: policies.duca(4, ratio=0.3),
     "toca": lambda x: policies.toca(_whole(x, 2, 4), ratio=0.3),
-}
-# What the interpreter does not do by hand: a guidance branch made from another.
-APART: Mapping[str, Callable[[float], Policy]] = {
-    "fastercache": lambda x: policies.fastercache(branch_interval=_whole(x, 2, 3)),
 }
 CASES = {**BY_STREAM, **TOKENWISE}

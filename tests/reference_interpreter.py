@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from generated_models import ByHand, Transformer
-from reference_predictors import Kept, predicted
+from reference_predictors import Kept, from_sibling, predicted
 from reference_selection import Run, numbers_of, runs, select
 from reference_signals import Memory, Moment, late, parts, probes_of
 from reference_tokens import TokenMemory, chosen, cluster, draws, refreshed
@@ -54,6 +54,8 @@ class Interpreter:
         self.histories: dict[tuple[int, int], dict[Place, list[Kept]]] = {}
         self.anchors: dict[tuple[int, int], list[Tensor]] = {}
         self.tokens: dict[tuple[int, int], TokenMemory] = {}
+        self.sibling: tuple[Tensor, ...] = ()  # the outputs of this step's first guidance branch
+        self.gains: dict[tuple[int, int, int], list[float]] = {}
         self.leading: dict[int, bool] = {}
 
     def give(self, **values: Any) -> None:
@@ -130,11 +132,21 @@ class _Call:
     def output(self) -> Any:
         for i, rule in enumerate(self.run.policy.rules):
             if _whole(rule.skip) and self.decide(i):
+                if isinstance(rule.reuse, dsl.FromSibling):
+                    return self._from_sibling(i, rule.reuse)
                 if not isinstance(rule.skip, dsl.Values):
                     return self.hand.latent + self._predicted(i, "network 0")
                 found = [self._predicted(i, place) for place in self.history(i)]
                 return tuple(found) if len(found) > 1 else found[0]
         return self.hand.finish(*(self.value(*place) for place in self.hand.outputs))
+
+    def _from_sibling(self, rule: int, how: dsl.FromSibling) -> Any:
+        found = []
+        for place, other in enumerate(self.run.sibling):
+            difference = self.history(rule)[f"network {place}"][-1].tensor
+            gains = self.run.gains.setdefault((rule, self.run.branch, place), [1.0, 1.0])
+            found.append(from_sibling(how, other, difference, gains, self.run.timestep))
+        return tuple(found) if len(found) > 1 else found[0]
 
     def value(self, stream: str, version: int) -> Tensor:
         """The stream after ``version`` of its branches, on the approximated stream if so decided."""
@@ -271,7 +283,11 @@ class _Call:
 
     def remember(self, skipped: list[bool], output: Any) -> None:
         video = output[0] if isinstance(output, tuple) else output
+        rules = self.run.policy.rules
+        bypassed = any(s and _whole(r.skip) for s, r in zip(skipped, rules, strict=True))
         for rule, was_skipped in enumerate(skipped):
+            if bypassed and not _whole(rules[rule].skip):
+                continue  # nothing inside the network ran
             if rule in self.moments:
                 self._settle(rule, was_skipped, video)
             memory = self.memory(rule)
@@ -326,7 +342,14 @@ class _Call:
             anchor = self.probe(_anchor_probe(self.run.policy.rules[rule]))
             self.run.anchors.setdefault((rule, self.run.branch), []).append(anchor)
         found: dict[Place, Tensor] = {}
-        if _whole(skip):
+        if isinstance(self.run.policy.rules[rule].reuse, dsl.FromSibling):
+            if self.run.branch == 0:
+                self.run.sibling = tuple(output.clone() for output in outputs)
+                return
+            for place, (output, other) in enumerate(zip(outputs, self.run.sibling, strict=True)):
+                found[f"network {place}"] = output - other
+                self.run.gains[rule, self.run.branch, place] = [1.0, 1.0]
+        elif _whole(skip):
             value = isinstance(skip, dsl.Values)
             for i, output in enumerate(outputs):
                 found[f"network {i}"] = output if value else output - self.hand.latent

@@ -193,3 +193,24 @@ _FORMULA = {
     "Feedback": _feedback,
     "Fitted": _fitted,
 }
+
+
+def from_sibling(
+    predictor: Any, other: Tensor, difference: Tensor, gains: list[float], timestep: float
+) -> Tensor:
+    """FasterCache's: the other branch's output, and both bands of the difference, ever more enlarged.
+
+    ``gains`` of the low and the high band grow in place, on every skipped step in their window.
+    """
+    for band, (gain, window) in enumerate(
+        [(predictor.low, predictor.low_window), (predictor.high, predictor.high_window)]
+    ):
+        gains[band] *= gain if window[0] < timestep < window[1] else 1.0
+    height, width = difference.shape[-2:]
+    spectrum = torch.fft.fftshift(torch.fft.fft2(difference.float()), dim=(-2, -1))
+    for row in range(height):
+        for column in range(width):
+            distance = math.hypot(row - height // 2, column - width // 2)
+            inside = distance <= int(predictor.radius * min(height, width))
+            spectrum[..., row, column] *= gains[0] if inside else gains[1]
+    return other + torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real

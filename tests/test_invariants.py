@@ -12,8 +12,7 @@ import pytest
 import torch
 from generated_blocks import Audio, Spec
 from generated_models import Generated, build
-from library_cases import APART, LONGER, RATIOS, STEPS
-from library_cases import CASES as BY_HAND
+from library_cases import CASES, LONGER, RATIOS, STEPS
 from loops import difference, outputs, same, tensors, timesteps
 from test_worked_examples import Numbers
 
@@ -42,7 +41,6 @@ from synccache.policies.dsl import (
 from synccache.policies.prospects import static_letters
 
 ROUNDING = 1e-5
-CASES = {**BY_HAND, **APART}
 NUMBER = 0.9  # the setting of each method: thresholds between always and never
 
 every_method = pytest.mark.parametrize("name", CASES)
