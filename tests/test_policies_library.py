@@ -130,6 +130,13 @@ def test_the_library_is_what_the_folder_holds() -> None:
         importlib.import_module(f"synccache.policies.{method}")
 
 
+def test_every_method_is_in_the_reference_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "policies.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+
+    assert [name for name in METHODS if f"`{name}`" not in " ".join(rows)] == []
+
+
 @settings(max_examples=150, deadline=None)
 @given(policy=random_policies)
 def test_any_policy_survives_json(policy: Policy) -> None:
