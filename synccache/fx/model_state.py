@@ -18,6 +18,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.utils.weak import TensorWeakRef
 
 from synccache.fx.frames import is_leaf, is_offloaded
 from synccache.fx.outside import outside, shallow
+from synccache.fx.tensors import storage_key, version_of
 
 _OWN = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
@@ -88,18 +90,18 @@ class ModelState:
         self.weights = 0
         self.change = ""  # what the last change of structure was, in attribute names
         self._marks: dict[str, Any] = {}
-        self._tensors: list[TensorWeakRef] = []
-        self._stamps: list[Any] = []
+        self._tensors: list[weakref.ref[Tensor]] = []
+        self._stamps: tuple[list[Any], list[Any]] = ([], [])
         self._look()
 
     def settle(self, closed: Iterable[str]) -> None:
         """After a recorded forward: what changed since ``look()`` the forward changed itself, and
         modules called whole are not looked into any more."""
-        stamps = dict(zip(_names(self._watched), self._stamps))
+        stamps = dict(zip(_names(self._watched), zip(*self._stamps)))
         watched, marks = self._survey()
         fresh = {n for n in marks if n[-1] not in "*)" and marks[n] != self._marks.get(n)}
-        for name, tensor in zip(_names(watched), _tensors(watched)):
-            if name in stamps and stamps[name] != _stamp(tensor):
+        for name, stamp in zip(_names(watched), zip(*_stamps(_tensors(watched)))):
+            if name in stamps and stamps[name] != stamp:
                 fresh.add(name)
         if fresh <= self._written and set(closed) <= self._closed:
             return
@@ -139,8 +141,8 @@ class ModelState:
         tensors = _tensors(self._watched)
         return (
             len(tensors) == len(self._tensors)
-            and all(map(operator.is_, tensors, (r() for r in self._tensors)))
-            and [_stamp(t) for t in tensors] == self._stamps
+            and all(map(operator.is_, tensors, [r() for r in self._tensors]))
+            and _stamps(tensors) == self._stamps
         )
 
     # ---- the thorough way
@@ -165,12 +167,12 @@ class ModelState:
         self._inner = [_mark(value) for _, value in watched.inner]
         self._outside = [shallow(get()) for _, get in watched.outside]
         tensors = _tensors(watched)
-        stamps = [_stamp(t) for t in tensors]
+        stamps = _stamps(tensors)
         old = self._tensors
         same = len(old) == len(tensors) and all(r() is t for r, t in zip(old, tensors))
         if not same or stamps != self._stamps:
             self.weights += 1
-        self._tensors, self._stamps = [TensorWeakRef(t) for t in tensors], stamps
+        self._tensors, self._stamps = [weakref.ref(t) for t in tensors], stamps
 
     def _survey(self) -> tuple[_Watched, dict[str, Any]]:
         watched = _Watched()
@@ -215,6 +217,7 @@ class ModelState:
         self, path: str, module: nn.Module, watched: _Watched, marks: dict[str, Any]
     ) -> None:
         prefix = f"{path}." if path else ""
+        watched.sized += [module._parameters, module._buffers]
         found = [
             (r, name, t) for r in (module._parameters, module._buffers) for name, t in r.items()
         ]
@@ -226,7 +229,8 @@ class ModelState:
                 (r, n, prefix + n) for r, n, _ in found if prefix + n not in self._written
             ]
             return
-        watched.registries += [(module._parameters, prefix), (module._buffers, prefix)]
+        both = (module._parameters, module._buffers)
+        watched.registries += [(registry, prefix) for registry in both if registry]
 
     def _watch(
         self, path: str, module: nn.Module, watched: _Watched, marks: dict[str, Any]
@@ -249,8 +253,10 @@ class ModelState:
             if name in _HOOKS:
                 marks[prefix + name] = _Thing(value)
                 continue
-            marks[prefix + name] = _mark(value)
-            if not isinstance(value, (*_PLAIN, *_SINGLE)):
+            marks[prefix + name] = mark = _mark(value)
+            if isinstance(mark, _Thing) and isinstance(getattr(value, "__dict__", None), dict):
+                watched.sized.append(vars(value))  # nothing inside that could change
+            elif not isinstance(value, (*_PLAIN, *_SINGLE)) and not _fixed(value):
                 watched.inner.append((prefix + name, value))
         watched.attributes.append((operator.itemgetter("_modules", "_parameters", *plain), space))
         for name, get in outside(module, watched.known):
@@ -265,12 +271,8 @@ class ModelState:
 
 
 def _values(watched: _Watched) -> list[Any]:
-    found: list[Any] = []
-    for get, space in watched.attributes:
-        found += get(space)
-    for registry in watched.children:
-        found += registry.values()
-    return found
+    found = list(chain.from_iterable(get(space) for get, space in watched.attributes))
+    return found + [child for registry in watched.children for child in registry.values()]
 
 
 def _tensors(watched: _Watched) -> list[Tensor]:
@@ -284,6 +286,11 @@ def _names(watched: _Watched) -> list[str]:
         p + n for registry, p in watched.registries for n, t in registry.items() if t is not None
     ]
     return found + [path for space, name, path in watched.loose if space.get(name) is not None]
+
+
+def _fixed(value: Any) -> bool:
+    """Whether a value says the same as long as it is the same object."""
+    return isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value)
 
 
 def _modules_in(value: Any, depth: int = 0) -> Iterator[nn.Module]:
@@ -300,15 +307,21 @@ def _modules_in(value: Any, depth: int = 0) -> Iterator[nn.Module]:
             yield from _modules_in(inside, depth + 1)
 
 
-def _stamp(tensor: Tensor) -> Any:
-    """Changes when a tensor is written to or given other memory (not by writes through ``.data``,
-    which torch does not count)."""
-    if type(tensor) in (Tensor, nn.Parameter):
-        return None if tensor.is_inference() else tensor._version, tensor.data_ptr()
+def _stamps(tensors: list[Tensor]) -> tuple[list[Any], list[Any]]:
+    """For each tensor what changes when it is written to or given other memory (not by writes
+    through ``.data``, which torch does not count): its version, and where it lies."""
+    try:
+        return [t._version for t in tensors], [t.data_ptr() for t in tensors]
+    except RuntimeError:  # inference tensors count no versions, subclasses lie in several places
+        return [version_of(t) for t in tensors], [_place(t) for t in tensors]
+
+
+def _place(tensor: Tensor) -> Any:
     parts = getattr(tensor, "__tensor_flatten__", None)
     if parts is None:
-        return None if tensor.is_inference() else tensor._version
-    return tuple(_stamp(getattr(tensor, name)) for name in parts()[0])
+        return storage_key(tensor)
+    inner = [getattr(tensor, name) for name in parts()[0]]
+    return [(version_of(t), _place(t)) for t in inner]
 
 
 def _facts(tensor: Tensor | None) -> Any:
