@@ -65,9 +65,11 @@ def invariant_bytes(
 
     Shared memory counts once; what is not ``live`` is not kept. What a module is given counts even
     if only step-invariant operations use it: where the module is called whole, it has to be kept.
+    Views of weights and of inputs are kept too, but take no memory of their own.
     """
+    given = [n for n in captured.graph.nodes if n.op in ("placeholder", "get_attr")]
     sizes: dict[int, dict[object, int]] = defaultdict(dict)
-    seen: set[object] = set()
+    seen: set[object] = {n.meta.get("storage") for n in given}
     passed = passed_whole(captured, live, hoisted)
     for node, bits in hoisted.items():
         if node in live and (
