@@ -4,17 +4,22 @@ The libraries are the real ones: peft, accelerate, torchao, diffusers. Every cha
 model itself; the reference is a second, equal model with the same change.
 """
 
+import copy
+import pickle
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from table_models import TableCase, build
 from test_fx_hazards import WIDTH, model, x_of
 from torch import Tensor, nn
 
 import synccache
+from synccache.errors import CaptureError
 from synccache.fx.inputs import flatten
+from synccache.policies.dsl import Hold, Policy, Rule, Steps, blocks
 
 
 def case_and_compiled() -> tuple[TableCase, Any]:
@@ -179,3 +184,52 @@ def test_group_offloading() -> None:
         offload_type="leaf_level",
     )  # fmt: skip
     assert agree(compiled, case, LATER)
+
+
+def test_diffusers_own_caching_is_refused_with_the_way_out() -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    case, compiled = case_and_compiled()
+    case.model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(CaptureError, match=r"two caches would .*disable_cache\(\) first"):
+        results(compiled, case, *STEPS)
+    case.model.disable_cache()
+    assert agree(compiled, case, STEPS)
+
+
+class Linear8(nn.Module):
+    """As bitsandbytes replaces a linear layer: int8 weights, and code that torch does not see."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.abs().amax(dim=1, keepdim=True) / 127
+        self.register_buffer("codes", (linear.weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.from_numpy(self.codes.numpy().astype("float32"))
+        return nn.functional.linear(x, weight * self.scale, self.bias)
+
+
+def test_linears_replaced_by_a_library_of_kernels() -> None:
+    case, compiled = case_and_compiled()
+    assert agree(compiled, case, STEPS)
+    for block in case.model.blocks[:2]:
+        block.attn2.to_k, block.attn2.to_v = Linear8(block.attn2.to_k), Linear8(block.attn2.to_v)
+    assert agree(compiled, case, LATER)
+    assert set(compiled.variant.captured.closed) == {
+        f"blocks.{k}.attn2.to_{p}" for k in (0, 1) for p in "kv"
+    }
+
+
+def test_a_copy_made_in_the_middle_of_a_run_begins_its_own() -> None:
+    case = build("wan_t2v")
+    policy = Policy("mask", (Rule(blocks[1:], Steps("CSCS"), Hold()),))
+    compiled = synccache.compile(case.model, policy)
+    whole = results(compiled, case, *STEPS, *LATER)
+    compiled.reset()
+    results(compiled, case, *STEPS)
+    for twin in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert all(map(torch.equal, whole, results(twin, case, *STEPS, *LATER)))
+        assert twin.stats().decisions == {0: "CSCS", 1: "CSCS"}

@@ -20,7 +20,7 @@ from synccache.errors import CaptureError
 from synccache.fx.ages import ages
 from synccache.fx.carried import attributes, refuse_counters, refuse_read_back, same_program
 from synccache.fx.device_memory import DevicePeak
-from synccache.fx.frames import Frame, Unplaceable, has_hooks, own_forward
+from synccache.fx.frames import Frame, Unplaceable, caching_hooks, has_hooks, own_forward
 from synccache.fx.inputs import Path, Structure, bind, flatten
 from synccache.fx.recorder import Recorder
 from synccache.fx.tensors import Lifetime, storage_key
@@ -187,6 +187,12 @@ def _record(
             hint="Remove them, or put them on a sub-module.",
         )
     watched = DevicePeak.begin(tensors)
+    if caching_hooks(model):
+        raise CaptureError(
+            f"diffusers' own caching is enabled on the model ({', '.join(caching_hooks(model))}); two "
+            "caches would answer for each other.",
+            where=type(model).__name__, hint="Call model.disable_cache() first.",
+        )  # fmt: skip
     started = time.perf_counter()
     with recorder.recording():
         out = forward(*args, **kwargs)

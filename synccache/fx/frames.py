@@ -126,6 +126,13 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def caching_hooks(model: nn.Module) -> list[str]:
+    """Names of diffusers' hooks that keep state from call to call: its own caching methods."""
+    registries = [getattr(m, "_diffusers_hook", None) for m in model.modules()]
+    hooks = {n: h for r in registries if r is not None for n, h in r.hooks.items()}
+    return sorted(name for name, hook in hooks.items() if hook._is_stateful)
+
+
 def own_forward(model: nn.Module) -> Callable[..., Any]:
     """The forward that is recorded: without accelerate's hook on the model itself, which
     ``CachedModel`` runs around it (it brings weights that no recorded operation makes)."""
