@@ -9,6 +9,7 @@ from small_models import TOKENS, WIDTH, denoise, talking, voices
 
 import synccache
 from synccache import policies
+from synccache.compiler import prepare
 from synccache.errors import PlanError
 from synccache.fx.cached_model import CachedModel
 from synccache.planner import Plan
@@ -95,6 +96,40 @@ def test_main_memory_is_no_way_out_for_a_model_that_lies_in_it() -> None:
 
     with pytest.raises(PlanError, match="this model lies in main memory itself"):
         denoise(compiled)
+
+
+def checked(compiled: CachedModel) -> None:
+    """The compiled model's plan against the problem that its recording makes."""
+    found = prepare(compiled.model, compiled._request, compiled.variant.captured, 2)
+    assert found.problem is not None
+    compiled.plan.check(found.problem)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"cache_ratio": 0.5},
+        {"storages": ["float8"], "cache_ratio": 0.75},
+        {"storages": ["as computed", "bfloat16", "float8"], "mem_budget": 70_000},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("policy", [SKIPPING, LINEAR], ids=["hold", "linear"])
+def test_a_compiled_plan_passes_its_own_check(policy: Policy, asked: dict[str, object]) -> None:
+    compiled = synccache.compile(talking(), policy, **asked)
+    denoise(compiled)
+
+    checked(compiled)
+
+
+def test_the_plan_of_a_schedule_passes_its_own_check() -> None:
+    known = synccache.calibrate(talking(), denoise, SKIPPING)
+    found = synccache.plan_schedule(known, max_drift=1.0)
+    compiled = synccache.compile(talking(), SKIPPING, schedule=found)
+    denoise(compiled)
+
+    checked(compiled)
 
 
 # ------------------------------------------------------------------------ plans made elsewhere

@@ -76,11 +76,12 @@ def test_a_released_model_holds_what_its_plan_says(policy: Policy) -> None:
 
 
 def test_wan_s2v_with_joined_segments_in_float8_holds_what_its_plan_says() -> None:
-    case = build_real("wan_s2v")
+    case = build_table("wan_s2v")
     policy = Policy("audio", (Rule(LIVE_AUDIO, step >= 1),))
     found, planned = bytes_of(
-        case.model, case.new_inputs, policy, cache_ratio=0.5, storages=["float8"]
-    )
+        case.model, case.inputs, policy, conditions=case.conditions, cache_ratio=0.5,
+        storages=["float8"],
+    )  # fmt: skip
 
     assert found == planned
 
