@@ -58,6 +58,21 @@ def checkout_cases() -> Iterator[tuple[str, nn.Module, Inputs, Conditions]]:
             yield f"{name} (tiny)", case.model, case.inputs, case.conditions
 
 
+def all_cases() -> Iterator[tuple[str, nn.Module, Inputs, Conditions]]:
+    """One after the other, so that one model at a time is in memory."""
+    yield "portrait", *portrait_case(), None
+    for make in (wide_models.wan_s2v, wide_models.ltx2, wide_models.wan_t2v):
+        wide = make()
+        yield f"{wide.name} (wide)", wide.model, wide.inputs, wide.conditions
+    for name in ("wan_s2v", "wan_t2v", "wan_i2v"):
+        case = real_models.build(name)
+        yield f"{name} (tiny)", case.model, case.new_inputs, case.conditions
+    for name in ("ltx2", "wan_animate"):
+        tiny = table_models.build(name)
+        yield f"{name} (tiny)", tiny.model, tiny.inputs, tiny.conditions
+    yield from checkout_cases()
+
+
 def pairs(
     model: nn.Module, inputs: Inputs, conditions: Conditions, count: int
 ) -> tuple[float, float, float, bool]:
@@ -90,22 +105,11 @@ def main() -> None:
     parser.add_argument("--wide-pairs", type=int, default=10, help="where a forward takes a second")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cases: list[tuple[str, nn.Module, Inputs, Conditions]] = [("portrait", *portrait_case(), None)]
-    for make in (wide_models.wan_s2v, wide_models.ltx2, wide_models.wan_t2v):
-        wide = make()
-        cases.append((f"{wide.name} (wide)", wide.model, wide.inputs, wide.conditions))
-    for name in ("wan_s2v", "wan_t2v", "wan_i2v"):
-        case = real_models.build(name)
-        cases.append((f"{name} (tiny)", case.model, case.new_inputs, case.conditions))
-    for name in ("ltx2", "wan_animate"):
-        tiny = table_models.build(name)
-        cases.append((f"{name} (tiny)", tiny.model, tiny.inputs, tiny.conditions))
-    cases += checkout_cases()
     print(
         "| model | exact / original, median | lowest | highest | same bits |\n|---|---|---|---|---|"
     )
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for name, model, inputs, conditions in cases:
+        for name, model, inputs, conditions in all_cases():
             slow = "(wide)" in name or "hunyuan" in name  # 3072 channels, as its code insists
             count = options.wide_pairs if slow else options.pairs
             middle, low, high, same = pairs(model, inputs, conditions, count)

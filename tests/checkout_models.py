@@ -51,6 +51,12 @@ def build(name: str, checkout: Path) -> TableCase:
 @contextmanager
 def _imports_from(checkout: Path) -> Iterator[None]:
     """Modules found in the checkout first; what was imported from it is forgotten afterwards."""
+    tops = {p.name for p in checkout.iterdir()}
+    hidden = {
+        n: m for n, m in sys.modules.items() if n.partition(".")[0] in tops
+    }  # of the same name
+    for name in hidden:
+        del sys.modules[name]
     before = set(sys.modules)
     sys.path.insert(0, str(checkout))
     try:
@@ -61,6 +67,7 @@ def _imports_from(checkout: Path) -> Iterator[None]:
             file = getattr(sys.modules[name], "__file__", None) or ""
             if name in _STANDS_IN or file.startswith(str(checkout)):
                 del sys.modules[name]
+        sys.modules.update(hidden)
 
 
 _STANDS_IN: set[str] = set()  # modules that are not the checkout's or a library's
