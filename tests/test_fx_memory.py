@@ -52,3 +52,14 @@ def test_a_captured_forward_holds_as_much_memory_as_the_model(name: str) -> None
         compiled(*args, **kwargs)
 
     assert peak_of(case, compiled, 700.0) <= 1.01 * peak_of(case, case.model, 700.0)
+
+
+@torch.no_grad()
+def test_a_second_guidance_branch_is_planned_for_where_nothing_is_verified() -> None:
+    case = build("wan_s2v")
+    compiled = synccache.compile(case.model, "exact", conditions=case.conditions, verify=False)
+    for branch in range(2):
+        args, kwargs = case.inputs(0, 900.0, branch)
+        compiled(*args, **kwargs)
+
+    assert compiled.variant.guidance_branches == 2

@@ -213,7 +213,6 @@ class CachedModel(nn.Module):
         return self._builder(self._model, self._request, captured, branches, name)
 
     def _run(self, call: Call, variant: Variant, tensors: list[Tensor], given: Any = None) -> Any:
-        call.state.inputs = call.state.inputs or tuple(map(TensorWeakRef, tensors))
         if len(call.trajectory.branches) > variant.guidance_branches:
             variant = planned_again(self, call, variant)
         variant = warmed_up(self, call, variant)
@@ -258,6 +257,7 @@ class CachedModel(nn.Module):
         trajectory.steps = trajectory.steps if said.steps is None else said.steps
         trajectory.rely_on(self._state.weights)
         key, state = trajectory.enter(step, level, said.branch)
+        state.inputs = state.inputs or tuple(map(TensorWeakRef, tensors))
         if self._stride is None:
             check_steps(self._request.policy.name, [m.rule for m in variant.matches], trajectory)
         return Call(trajectory, state, key, self._request.policy.leader, {}, given=trajectory.given)
