@@ -15,7 +15,7 @@ from synccache.fx.reasons import mask_line, why_nothing
 from synccache.fx.rewrite import Enclosed
 from synccache.fx.rows import rows
 from synccache.fx.runs import RunForm
-from synccache.fx.runtime import AudioWrites, Invariant, Trajectory, bytes_held
+from synccache.fx.runtime import AudioWrites, Invariant, Trajectory, bytes_held, host_bytes_held
 from synccache.fx.shadow import ExactError
 from synccache.fx.siblings import SiblingRegion
 from synccache.fx.skip import SkipRegion
@@ -41,7 +41,8 @@ class Stats:
             step-invariant values found in place counted as saved.
         seconds_fraction: the same in seconds of the operations of the recorded forward;
             1 / seconds_fraction is the speed-up that what was executed allows.
-        bytes_held: what the trajectory keeps between calls; planned_bytes: what the plan allowed.
+        bytes_held: what the trajectory keeps between calls; planned_bytes: what the plan allowed;
+            host_bytes_held: what the plan keeps of it in main memory instead.
         forced: steps computed although the policy said skip, because nothing was held yet.
         syncs: device-to-host transfers, one a call for the timestep and one a measuring gate.
         captures: forwards recorded since compile(); seconds of recording, planning, rewriting.
@@ -53,6 +54,7 @@ class Stats:
     flops_fraction: float
     seconds_fraction: float
     bytes_held: int
+    host_bytes_held: int
     planned_bytes: int
     forced: int
     syncs: int
@@ -79,6 +81,7 @@ def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
         flops_fraction=_left(saved, total),
         seconds_fraction=_left(sum(s.seconds_saved for s in branches.values()), seconds),
         bytes_held=bytes_held(trajectory),
+        host_bytes_held=host_bytes_held(trajectory),
         planned_bytes=variant.plan.memory.cache_bytes if variant.plan else 0,
         forced=sum(s.forced for s in branches.values()),
         syncs=trajectory.syncs,
