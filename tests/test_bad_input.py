@@ -22,6 +22,15 @@ def test_a_model_without_streams_is_refused_with_the_additions_that_came_closest
         synccache.compile(small, SKIP)(x_of(0), torch.tensor([1.0]))
 
 
+def test_blocks_that_are_called_whole_are_named_where_a_policy_needs_what_is_in_them() -> None:
+    small = talking()
+    for block in small.blocks:
+        block.compile(backend="eager")
+    compiled = synccache.compile(small, SKIP)
+    with pytest.raises(MatchError, match=r"modules are called whole \(the first is `blocks.0`\)"):
+        compiled(normal(0, 1, TOKENS, 4), torch.tensor([900.0]), voices()[0])
+
+
 def test_conditions_that_name_no_input_are_answered_with_the_inputs() -> None:
     compiled = synccache.compile(talking(), SKIP, conditions={"audio": ["audoi"]})
     with pytest.raises(MatchError, match=r"'audoi'.* audio, latents, timestep"):

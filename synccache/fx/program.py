@@ -88,7 +88,7 @@ def residual_program(
             f"no residual stream was found among {_additions(captured)} additions: no value x that "
             "is added to something computed from x, twice or more, with at least 1 % of the FLOPs.",
             where=type(model).__name__,
-            hint="Use policy='exact', or report the model's block code.",
+            hint=_way_out(captured),
         )
     owner = _owners(lineages, captured)
     streams = tuple(
@@ -128,6 +128,21 @@ class _Draft:
     work: tuple[tuple[Node, int], ...] = ()
     seconds: float = 0.0
     flops: int = 0
+
+
+def _way_out(captured: Captured) -> str:
+    """What to do where no stream was found: modules that are called whole may hide the streams."""
+    whole = [
+        str(n.target) for n in captured.graph.nodes if n.meta.get("opaque") and n.op != "get_attr"
+    ]
+    if not whole:
+        return "Use policy='exact', or report the model's block code."
+    first = whole[0].removeprefix("model.")
+    return (
+        f"{len(whole)} modules are called whole (the first is `{first}`), because they are compiled, "
+        "hooked or offloaded one by one, or named in leaves=; what is in them cannot be skipped. Undo "
+        "that for the blocks, or use policy='exact'."
+    )
 
 
 def _additions(captured: Captured) -> int:
