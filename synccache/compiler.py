@@ -5,6 +5,7 @@ capture -> tag -> match -> plan -> rewrite -> verify
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,10 @@ from torch.fx import Node
 from synccache.errors import MatchError, PlanError, PolicyError
 from synccache.fx.cached_model import CachedModel
 from synccache.fx.capture import Captured
-from synccache.fx.conditions import tag_inputs
+from synccache.fx.conditions import SAMPLE, nodes_tagged, tag_inputs
 from synccache.fx.cost import lives_between, payback_bytes, visual_flops
 from synccache.fx.hoist import hoistable
-from synccache.fx.masks import token_masks
+from synccache.fx.masks import check_names, token_masks
 from synccache.fx.match import RuleMatch, match
 from synccache.fx.planning import given_bytes, keeps, make_plan, make_problem, needs_drift
 from synccache.fx.program import ResidualProgram, residual_program
@@ -113,6 +114,11 @@ def compile(
         PolicyError, PlanError: at once, for what can be seen without running the model.
         CaptureError, MatchError, VerifyError: at the first forward (or now, with ``example``).
     """
+    if isinstance(model, CachedModel):
+        raise PolicyError(
+            f"this model is compiled already, with {model._request.policy.name}.",
+            hint="Compile the original, compiled.model; join two policies with policies.switch or rules.",
+        )
     model = as_module(model, modules)
     leaves = (leaves,) if isinstance(leaves, str) else tuple(leaves)
     closed_paths(model, leaves)  # refused now rather than at the first call
@@ -259,7 +265,8 @@ def prepare(
         hoisted = hoistable(program.captured, tags)
     matches = match(policy, program, where, hoisted)
     base = lay_out(program, [m.skipped for m in matches], _probes(matches))
-    masks = token_masks(request.masks or {}, _mask_tokens(program))
+    check_names(request.masks or {}, _wants_mask(matches), where)
+    masks = token_masks(request.masks or {}, _stream_shape(program), _sample_shape(captured, tags))
     problem = make_problem(
         model, request, program, matches, base, hoisted, guidance_branches,
         _mask_bytes(policy, matches, masks, program, guidance_branches),
@@ -335,19 +342,22 @@ def _wants_mask(matches: tuple[RuleMatch, ...]) -> set[str]:
     return {w.name for s in weighed for w in weights_of(s) if isinstance(w, MaskWeight)}
 
 
-def _mask_tokens(program: ResidualProgram) -> int:
+def _stream_shape(program: ResidualProgram) -> tuple[int, int]:
+    """Batch and tokens of the main stream."""
     shape = program.of_stream(main_stream(program))[0].before.meta["shape"]
-    tokens = 1
-    for size in shape[1:-1]:
-        tokens *= size
-    return tokens
+    return int(shape[0]), math.prod(shape[1:-1])
+
+
+def _sample_shape(captured: Captured, tags: Mapping[Node, str]) -> tuple[int, ...]:
+    found = nodes_tagged(tags, SAMPLE)
+    return tuple(found[0].meta["shape"]) if found else ()
 
 
 def _mask_bytes(
     policy: Policy, matches: tuple[RuleMatch, ...], masks: Mapping[str, Tensor], program: ResidualProgram, branches: int
 ) -> int:  # fmt: skip
-    batch = program.of_stream(main_stream(program))[0].before.meta["shape"][0]
-    found = 4 * batch * _mask_tokens(program) * branches if _wants_mask(matches) - set(masks) else 0
+    batch, tokens = _stream_shape(program)
+    found = 4 * batch * tokens * branches if _wants_mask(matches) - set(masks) else 0
     paid = payback_bytes(policy, program) * branches
     return given_bytes(masks) + found + paid
 

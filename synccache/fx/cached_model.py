@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
 from synccache.fx import draw, report
@@ -26,6 +25,7 @@ from synccache.fx.gram import GramMeter
 from synccache.fx.inputs import bind, flatten, signature_key
 from synccache.fx.model_state import ModelState
 from synccache.fx.ops import ValueChanged
+from synccache.fx.order import know_again
 from synccache.fx.payback import check_steps
 from synccache.fx.program import ResidualProgram
 from synccache.fx.progress import Level, Said, no_timestep, step_of
@@ -257,7 +257,7 @@ class CachedModel(nn.Module):
         trajectory.steps = trajectory.steps if said.steps is None else said.steps
         trajectory.rely_on(self._state.weights)
         key, state = trajectory.enter(step, level, said.branch)
-        state.inputs = state.inputs or tuple(map(TensorWeakRef, tensors))
+        know_again(trajectory, key, tensors, variant, named=said.branch is not None)
         if self._stride is None:
             check_steps(self._request.policy.name, [m.rule for m in variant.matches], trajectory)
         return Call(trajectory, state, key, self._request.policy.leader, {}, given=trajectory.given)

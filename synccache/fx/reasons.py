@@ -13,6 +13,11 @@ from synccache.policies import dsl
 from synccache.policies.describe import describe
 from synccache.policies.prospects import static_letters
 
+_RISING = (
+    " So had the one before it, which a risen timestep ended. Where timesteps rise within a run, say the"
+    " steps: compiled.begin(steps=..., branches=...), or cache_context(name, step_index=i)."
+)
+
 
 def why_nothing(
     matches: Sequence[RuleMatch], trajectory: Trajectory, decisions: Mapping[object, str]
@@ -22,7 +27,8 @@ def why_nothing(
         return ""
     steps = max((len(letters) for letters in decisions.values()), default=0)
     if steps <= 1:
-        return f"nothing was skipped: the trajectory has {steps} step; caching needs a second."
+        only = f"nothing was skipped: the trajectory has {steps} step; caching needs a second."
+        return only + (_RISING if trajectory.short_before else "")
     reasons = [_reason(i, found.rule, trajectory) for i, found in enumerate(matches)]
     listed = "; ".join(f"rule {i + 1}: {reason}" for i, reason in enumerate(reasons))
     return f"nothing was skipped in {steps} steps. {listed[0].upper()}{listed[1:]}."

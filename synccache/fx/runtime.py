@@ -106,6 +106,7 @@ class Trajectory:
     sampler: Sampler = Sampler.EULER
     calls_a_step: int | None = None  # guidance branches, if the caller said so: steps are counted
     step: int = -1
+    short_before: bool = False  # the trajectory before ended after one step
     calls: int = 0
     level: Level | None = None  # of the present step
     level_before: Level | None = None
@@ -126,7 +127,7 @@ class Trajectory:
         """A new one, of which the caller said the same."""
         return Trajectory(
             steps=self.steps, calls_a_step=self.calls_a_step, sigmas=self.sigmas,
-            sampler=self.sampler, next_given=self.next_given,
+            sampler=self.sampler, next_given=self.next_given, short_before=self.step == 0,
         )  # fmt: skip
 
     def forget_dead_values(self) -> None:

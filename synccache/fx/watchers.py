@@ -20,14 +20,22 @@ def gate_items(
     index: int, matched: RuleMatch, layout: Layout, graph: Graph, program: ResidualProgram | None
 ) -> list[Item]:
     """The gate's line, copies of probed values whose memory is written to before it runs, and a line
-    behind the model's output where the gate watches that."""
+    behind the model's output where the gate watches that.
+
+    What a gate keeps for later steps is copied where it lies in memory that is written to behind it,
+    by the forward or, between two calls, by the loop (``latents.add_``).
+    """
     probes = [n for taps in matched.taps.values() for n in taps.nodes]
     runs = tuple(
         (r.index, i) for r in layout.regions if index in r.rules for i in range(len(r.runs))
     )
     last = max((_position(n) for n in probes), default=-1)
     early = [n for n in dict.fromkeys(probes) if written_between(graph, n, _position(n), last)]
-    late = any(written_between(graph, n, last, len(graph.nodes)) for n in probes)
+    foreign = _callers_memory(graph)
+    late = any(
+        n.meta.get("storage") in foreign or written_between(graph, n, last, len(graph.nodes))
+        for n in probes
+    )
     module = Gate(index, matched, runs, late)
     keys: list[Key] = [(f"copy for gate {index}", n) if n in early else n for n in probes]
 
@@ -40,6 +48,13 @@ def gate_items(
     gate = Item(last + 0.5, frozenset(keys), frozenset({f"gate {index}"}), frozenset(), write)
     behind = [] if program is None or not module.settles else [_settle_item(module, program)]
     return [*(copy_item(n, (f"copy for gate {index}", n)) for n in early), gate, *behind]
+
+
+def _callers_memory(graph: Graph) -> set[object]:
+    """Memory of the inputs and outputs of a forward: a loop may write to it between two calls."""
+    given = [n for n in graph.nodes if n.op == "placeholder"]
+    return {n.meta["storage"] for n in (*given, *graph.output_node().all_input_nodes)
+            if "storage" in n.meta}  # fmt: skip
 
 
 def _settle_item(gate: Gate, program: ResidualProgram) -> Item:
