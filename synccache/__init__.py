@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from synccache.fx.cached_model import CachedModel
     from synccache.fx.fake import without_weights
-    from synccache.measure import MethodNumbers, calibrate_method
+    from synccache.measure import MethodNumbers
     from synccache.measure import measure as measure
     from synccache.planner import Plan
     from synccache.planner.calibration import Calibration
@@ -52,7 +52,6 @@ __all__ = [
     "SynccacheError",
     "VerifyError",
     "calibrate",
-    "calibrate_method",
     "choose_schedule",
     "compile",
     "measure",
@@ -71,7 +70,6 @@ _HOME = {
     "Rule": "synccache.policies.dsl",
     "RegionSchedule": "synccache.planner.goals",
     "calibrate": "synccache.calibrate",
-    "calibrate_method": "synccache.measure",
     "MethodNumbers": "synccache.measure",
     "measure": "synccache.measure",
     "choose_schedule": "synccache.schedules",

@@ -4,6 +4,9 @@
     measured.save("portrait.drift.json")
     compiled = synccache.compile(model, cache_ratio=0.4, calibration=measured)
 
+    numbers = synccache.calibrate(model, lambda m: sample(m, ...), "magcache")
+    compiled = synccache.compile(model, numbers.policy(threshold=0.12))
+
 The loop runs once, uncached and exact; it may sample several clips. The planner then knows the drift
 of every way to merge regions, for every budget, and the inner products of the residuals of all steps,
 from which it plans which steps to compute: one calibration serves them all.
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
@@ -25,29 +28,62 @@ from synccache.fx.gram import GramMeter
 from synccache.fx.held import tensor_bytes
 from synccache.fx.planning import digest_of
 from synccache.fx.variant import Variant
+from synccache.measure import METHODS, MethodNumbers, method_numbers
 from synccache.planner.calibration import Calibration
 from synccache.planner.region_steps import RegionSteps
 from synccache.planner.residual_gram import ResidualGram
 from synccache.planner.storage import Form
-from synccache.policies.dsl import Policy
+from synccache.policies.dsl import Policy, Probe
+from synccache.watched import alike, watched_loop
 
+Run = Callable[[CachedModel], Any]
 DEFAULT_STRIDE = 4
+
+
+@overload
+def calibrate(  # type: ignore[overload-overlap]  # these names, of all texts
+    model: nn.Module, run: Run, policy: Literal["teacache", "magcache", "omnicache"], *,
+    conditions: Mapping[str, Sequence[str]] | None = None, probe: Probe | None = None,
+) -> MethodNumbers: ...  # fmt: skip
+
+
+@overload
+def calibrate(
+    model: nn.Module, run: Run, policy: str | Path | Policy = "asymmetric", *,
+    conditions: Mapping[str, Sequence[str]] | None = None,
+    masks: Mapping[str, Tensor] | None = None, stride: int = DEFAULT_STRIDE,
+    sigmas: Sequence[float] | None = None,
+) -> Calibration: ...  # fmt: skip
 
 
 def calibrate(
     model: nn.Module,
-    run: Callable[[CachedModel], Any],
+    run: Run,
     policy: str | Path | Policy = "asymmetric",
     *,
     conditions: Mapping[str, Sequence[str]] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     stride: int = DEFAULT_STRIDE,
     sigmas: Sequence[float] | None = None,
-) -> Calibration:
-    """Drift of every segment that ``policy`` could hold, and the inner products of all residuals.
+    probe: Probe | None = None,
+) -> Calibration | MethodNumbers:
+    """What the policy needs measured, with what it was measured on; used elsewhere it is refused.
+
+    The name of a method that is built from numbers gives ``MethodNumbers``:
+
+    - ``"teacache"``: the polynomial of degree 4 from the relative change of ``probe`` to the output's,
+      both against the step before, least squares over all steps, guidance branches and clips;
+    - ``"magcache"``: the mean over clips of the ratio of the norms of consecutive whole-stack residuals
+      at each step, of the first guidance branch;
+    - ``"omnicache"``: the mean over clips of how much the trajectory bends at each step.
+
+    Every other policy gives a ``Calibration``: the drift of every segment that it could hold, and the
+    inner products of all residuals.
 
     Args:
-        run: the caller's sampling loop; it is called with a model to use in place of ``model``.
+        run: the caller's sampling loop; it is called with a model to use in place of ``model``. How
+            far it is is shown in a terminal.
+        probe: for ``"teacache"``: what the policy will watch, ``modulated(blocks[0])`` if left out.
         stride: every how many tokens are looked at; memory shrinks and noise grows with it. The
             samples of one trajectory stay in main memory until it ends, at most 1,024 tokens of each
             run: steps x tokens x channels x 4 bytes for each run and guidance branch.
@@ -55,14 +91,28 @@ def calibrate(
             ``m.begin(sigmas=...)``. Planned schedules need them.
 
     Raises:
-        StateError: the loop made fewer than two steps, or the policy has no regions here.
+        StateError: the loop made too few steps, its clips differ in their schedule, or the policy
+            has no regions here.
     """
+    if probe is not None and policy != "teacache":
+        raise StateError('calibrate(probe=...) is for "teacache" alone.')
+    if isinstance(policy, str) and policy in METHODS:
+        other = {"masks": masks, "sigmas": sigmas, "stride": stride}
+        unused = {"masks": None, "sigmas": None, "stride": DEFAULT_STRIDE}
+        said = [f"{name}=" for name, value in other.items() if value is not unused[name]]
+        if said:
+            raise StateError(
+                f"calibrate({policy!r}) measures no segments: leave {', '.join(said)} out."
+            )
+        chosen = {} if probe is None else {"probe": probe}
+        return method_numbers(model, run, policy, conditions=conditions, **chosen)
     if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
         raise StateError(f"calibrate(stride=...) takes a positive integer, got {stride!r}.")
     request = checked_request(policy, conditions=conditions, masks=masks, measure=True)
     measuring = CachedModel(model, request, build_variant)
     measuring.measure(stride)
-    run(measuring)
+    with watched_loop(measuring, "calibrating") as ran:
+        run(measuring)
     meter: DriftMeter | None = measuring.meter
     gram: GramMeter | None = measuring.gram
     if meter is None or gram is None or meter.steps == 0:
@@ -85,6 +135,7 @@ def calibrate(
         drift=tuple(tuple(d / gram.clips for d in row) for row in meter.table()),
         residuals=_residuals(gram, sigmas),
         parameters=digest_of(model),
+        sampler=alike(ran, f"calibrate({request.policy.name})").sampler,
         by_region=_by_region(gram, variant, len(measuring.stats().decisions)),
     )
 

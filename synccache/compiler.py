@@ -23,6 +23,7 @@ from synccache.fx.cost import lives_between, payback_bytes, visual_flops
 from synccache.fx.hoist import hoistable
 from synccache.fx.masks import check_names, token_masks
 from synccache.fx.match import RuleMatch, match
+from synccache.fx.measured_on import check_model
 from synccache.fx.planning import given_bytes, keeps, make_plan, make_problem, needs_drift
 from synccache.fx.program import ResidualProgram, residual_program
 from synccache.fx.regions import lay_out
@@ -127,6 +128,7 @@ def compile(
         verify=verify, calibration=calibration, storages=storages, plan=plan, leaves=leaves,
         split=split, schedule=schedule, target_speedup=target_speedup, max_drift=max_drift,
     )  # fmt: skip
+    check_model(request.policy, model)
     compiled = CachedModel(model, request, build_variant)
     if example is not None:
         compiled.record(*example)
@@ -263,6 +265,8 @@ def prepare(
         )  # fmt: skip
         tags = dict(program.tags)
         hoisted = hoistable(program.captured, tags)
+    stream = program.of_stream(main_stream(program))[0].before
+    check_model(policy, model, tuple(stream.meta["shape"]))
     matches = match(policy, program, where, hoisted)
     base = lay_out(program, [m.skipped for m in matches], _probes(matches))
     check_names(request.masks or {}, _wants_mask(matches), where)

@@ -3,20 +3,22 @@
     seen = synccache.measure(model, loop, {"drift": relative_l1(output(blocks[0]), since=PREVIOUS)})
     seen["drift"][0]                       # guidance branch 0: one number a step, None: undefined
 
-    numbers = synccache.calibrate_method(model, loop, "magcache")
+    numbers = synccache.calibrate(model, loop, "magcache")
     numbers.save("magcache.json")
-    policy = MethodNumbers.load("magcache.json").policy(model, steps=50, threshold=0.12)
+    policy = MethodNumbers.load("magcache.json").policy(threshold=0.12)
 
-The loop runs uncached and exact. What is fitted is written down with what it was fitted on, and used
-elsewhere it is refused with all that differs.
+The loop runs uncached and exact. What is fitted is written down with what it was fitted on; the policy
+made of it carries that with it, and used elsewhere it is refused with all that differs.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,15 +28,28 @@ from synccache import policies
 from synccache.compiler import build_variant, checked_request
 from synccache.errors import PlanError, PolicyError, StateError
 from synccache.fx.cached_model import CachedModel
+from synccache.fx.curvature import curvature
 from synccache.fx.gate import Gate, Seen
 from synccache.fx.planning import digest_of
 from synccache.fx.taps import main_stream
 from synccache.policies import dsl
-from synccache.policies.dsl import PREVIOUS, Policy, Rule, Signal, blocks, branches
+from synccache.policies.dsl import (
+    PREVIOUS,
+    MeasuredOn,
+    Policy,
+    Rule,
+    Signal,
+    blocks,
+    branches,
+)
+from synccache.watched import Ran, alike, watched_loop
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEGREE = 4  # of TeaCache's polynomials, as released
-METHODS = ("magcache", "teacache")
+METHODS = MappingProxyType(
+    {"magcache": "ratios", "omnicache": "curvature", "teacache": "polynomial"}
+)
+"""What is measured, by the name of the method's argument that takes it."""
 
 Row = tuple[float | None, ...]
 
@@ -57,7 +72,7 @@ def measure(
     Raises:
         PolicyError: what is to be measured is no signal. StateError: the loop never called the model.
     """
-    _, seen = _watched(model, run, signals, conditions, masks)
+    _, seen, _ = _watched(model, run, signals, conditions, masks)
     return {
         name: _rows([s for s in seen if s.signal == signal]) for name, signal in signals.items()
     }
@@ -66,8 +81,9 @@ def measure(
 def _watched(
     model: nn.Module, run: Callable[[CachedModel], Any], signals: Mapping[str, Signal],
     conditions: Mapping[str, Sequence[str]] | None, masks: Mapping[str, Tensor] | None,
-) -> tuple[CachedModel, list[Seen]]:  # fmt: skip
-    """The model after the loop, and all that its gate saw."""
+    *, title: str = "measuring", latents: bool = False,
+) -> tuple[CachedModel, list[Seen], list[Ran]]:  # fmt: skip
+    """The model after the loop, all that its gate saw, and the trajectories."""
     if not signals:
         raise PolicyError("measure() takes at least one signal.")
     when: dsl.Condition | None = None
@@ -80,9 +96,10 @@ def _watched(
     policy = Policy("measure", (Rule(dsl.nothing, when),))
     request = checked_request(policy, conditions=conditions, masks=masks)
     watching = CachedModel(model, request, build_variant)
-    run(watching)
+    with watched_loop(watching, title, latents=latents) as ran:
+        run(watching)
     gates = [m for m in watching.graph_module.modules() if isinstance(m, Gate)]
-    return watching, [seen for gate in gates for seen in gate.seen]
+    return watching, [seen for gate in gates for seen in gate.seen], ran
 
 
 def _rows(seen: Iterable[Seen]) -> dict[Hashable, tuple[Row, ...]]:
@@ -105,44 +122,46 @@ class MethodNumbers:
     """Numbers that a published method needs, and what they were measured on.
 
     Attributes:
-        method: teacache or magcache; numbers: its polynomial, highest power first, or its ratios.
-        model: class name; parameters: digest of names, shapes and dtypes of its parameters.
-        resolution: shape of the stream that blocks add to; steps, timesteps: of the measured run.
+        method: teacache, magcache or omnicache; numbers: its polynomial, highest power first, its
+            ratios, or the curvature of the trajectory at each step.
+        probe: what TeaCache's polynomial was fitted for, as it is written; "" for the others.
     """
 
     method: str
     numbers: tuple[float, ...]
-    model: str
-    parameters: str
-    resolution: tuple[int, ...]
-    steps: int
+    measured_on: MeasuredOn
+    probe: str = ""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise PlanError(f"no numbers are measured for {self.method!r}: {', '.join(METHODS)}.")
 
-    def policy(self, model: nn.Module, *, steps: int, **arguments: Any) -> Policy:
-        """The method with these numbers, for this model and a run of so many steps.
+    def policy(self, **arguments: Any) -> Policy:
+        """The method with these numbers; ``arguments`` are its other ones, e.g. ``threshold=0.1``.
 
-        MagCache's ratios may be stretched to other numbers of steps, as published; TeaCache's polynomial
-        may not: it means changes between steps of this size.
+        Compiled for another model or resolution, or run with another sampler, other timesteps or
+        another number of steps, it is refused. MagCache's ratios alone may be stretched over other
+        numbers of steps, as published; TeaCache's polynomial means changes between steps of this size.
 
-        Raises:  PlanError naming all that differs from what was measured.
+        Raises:  PlanError: TeaCache is to watch another probe than was measured, or the numbers are
+            given a second time.
         """
-        here: dict[str, object] = {"model": type(model).__name__, "parameters": digest_of(model)}
-        here |= {"steps": steps} if self.method == "teacache" else {}
-        wrong = [
-            f"{name}: {getattr(self, name)!r} there, {value!r} here"
-            for name, value in here.items()
-            if getattr(self, name) != value
-        ]
-        if wrong:
-            raise PlanError(
-                f"the numbers of {self.method} were measured on something else: {'; '.join(wrong)}.",
-                hint="Measure them again: synccache.calibrate_method(model, run, ...).",
-            )
-        name = "polynomial" if self.method == "teacache" else "ratios"
-        return policies.method(self.method)(**{name: self.numbers, **arguments})
+        name = METHODS[self.method]
+        if name in arguments:
+            raise PlanError(f"{name}= is what was measured; leave it out.")
+        make, measured_on = policies.method(self.method), self.measured_on
+        if self.method == "teacache":
+            default = inspect.signature(make).parameters["probe"].default
+            probe = repr(arguments.get("probe", default))
+            if probe != self.probe:
+                raise PlanError(
+                    f"the polynomial was measured on something else: probe: {self.probe} there, {probe} "
+                    "here.", hint="Pass the probe that was measured, or calibrate(..., probe=...).",
+                )  # fmt: skip
+        if self.method == "magcache":
+            measured_on = replace(measured_on, steps=None, timesteps=())
+        made: Policy = make(**{name: self.numbers, **arguments})
+        return replace(made, measured_on=(measured_on,))
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file."""
@@ -155,17 +174,20 @@ class MethodNumbers:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             version = data.pop("schema_version")
+            if version != SCHEMA_VERSION:
+                raise PlanError(
+                    f"{path} has schema_version {version}; this reads {SCHEMA_VERSION}.",
+                    hint="Calibrate again.",
+                )
+            origin = data.pop("measured_on")
+            origin |= {n: tuple(origin[n]) for n in ("resolution", "timesteps")}
             data["numbers"] = tuple(map(float, data["numbers"]))
-            data["resolution"] = tuple(map(int, data["resolution"]))
-            found = MethodNumbers(**data)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+            return MethodNumbers(measured_on=MeasuredOn(**origin), **data)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, PolicyError) as problem:
             raise PlanError(f"{path} holds no numbers of a method: {problem}.") from problem
-        if version != SCHEMA_VERSION:
-            raise PlanError(f"{path} has schema_version {version}; this reads {SCHEMA_VERSION}.")
-        return found
 
 
-def calibrate_method(
+def method_numbers(
     model: nn.Module,
     run: Callable[[CachedModel], Any],
     method: str,
@@ -173,35 +195,38 @@ def calibrate_method(
     probe: dsl.Probe = dsl.modulated(blocks[0]),  # noqa: B008 - frozen
     conditions: Mapping[str, Sequence[str]] | None = None,
 ) -> MethodNumbers:
-    """The numbers of ``teacache`` or ``magcache`` for this model and sampling loop.
-
-    teacache: the polynomial of degree 4 from the probe's relative change to the output's, both against the
-    step before, least squares over all steps, guidance branches and clips. magcache: the mean ratio
-    of the norms of consecutive whole-stack residuals at each step, of the first guidance branch.
-
-    Args:
-        probe: what ``policies.teacache(probe=...)`` will watch.
-
-    Raises:
-        PolicyError: another method. StateError: too few steps to fit.
-    """
-    if method not in METHODS:
-        raise PolicyError(f"no numbers are measured for {method!r}.", hint=f"Use {METHODS}.")
+    """What ``calibrate`` gives for a method of ``METHODS``; see there."""
     change = dsl.relative_l1(probe, since=PREVIOUS)
-    signals: dict[str, Signal] = (
-        {"in": change, "out": dsl.relative_l1(dsl.prediction, since=PREVIOUS)}
-        if method == "teacache"
-        else {"ratio": dsl.size_ratio(dsl.residual(branches), since=PREVIOUS)}
+    watched_by: dict[str, dict[str, Signal]] = {
+        "teacache": {"in": change, "out": dsl.relative_l1(dsl.prediction, since=PREVIOUS)},
+        "magcache": {"ratio": dsl.size_ratio(dsl.residual(branches), since=PREVIOUS)},
+        "omnicache": {"latent": dsl.relative_l1(dsl.latent, since=PREVIOUS)},  # the loop is watched
+    }
+    signals = watched_by[method]
+    bends = method == "omnicache"
+    watched, seen, ran = _watched(
+        model, run, signals, conditions, None, title=f"calibrating {method}", latents=bends
     )
-    watched, seen = _watched(model, run, signals, conditions, None)
     rows = {n: _rows([s for s in seen if s.signal == signal]) for n, signal in signals.items()}
-    steps = max((len(row) for runs in rows[next(iter(rows))].values() for row in runs), default=0)
-    numbers = _fitted(rows["in"], rows["out"]) if method == "teacache" else _ratios(rows["ratio"])
+    if method == "teacache":
+        numbers = _fitted(rows["in"], rows["out"])
+    else:
+        numbers = _bends(ran) if bends else _ratios(rows["ratio"])
     stream = watched.program.of_stream(main_stream(watched.program))[0].before
+    last = alike(ran, f"calibrate({method}) on {type(model).__name__}")
     return MethodNumbers(
-        method=method, numbers=numbers, model=type(model).__name__, parameters=digest_of(model),
-        resolution=tuple(stream.meta["shape"]), steps=steps,
+        method=method, numbers=numbers, probe=repr(probe) if method == "teacache" else "",
+        measured_on=MeasuredOn(
+            type(model).__name__, digest_of(model), tuple(stream.meta["shape"]), last.steps,
+            last.sampler, last.known_timesteps,
+        ),
     )  # fmt: skip
+
+
+def _bends(ran: Sequence[Ran]) -> tuple[float, ...]:
+    """By step the mean over clips of how much the trajectory bends there."""
+    rows = [curvature(one.latents) for one in ran]
+    return tuple(float(np.mean(at)) for at in zip(*rows, strict=True))
 
 
 def _fitted(
@@ -217,7 +242,7 @@ def _fitted(
     if len(pairs) <= DEGREE:
         raise StateError(
             f"{len(pairs)} changes were measured; a polynomial of degree {DEGREE} needs {DEGREE + 1}.",
-            where="calibrate_method(teacache)", hint="Run more steps or more clips.",
+            where="calibrate(teacache)", hint="Run more steps or more clips.",
         )  # fmt: skip
     x, y = np.array(pairs).T
     return tuple(float(c) for c in np.polyfit(x, y, DEGREE))
@@ -229,7 +254,7 @@ def _ratios(rows: Mapping[Hashable, tuple[Row, ...]]) -> tuple[float, ...]:
     if not runs or len(runs[0]) < 2:
         raise StateError(
             "the sampling loop made fewer than two steps, so no ratio could be measured.",
-            where="calibrate_method(magcache)", hint="Run the whole loop with the model it is given.",
+            where="calibrate(magcache)", hint="Run the whole loop with the model it is given.",
         )  # fmt: skip
     steps = min(len(row) for row in runs)
     means = [

@@ -156,9 +156,14 @@ siblings = st.builds(
     conditions,
     st.builds(dsl.FromSibling, SHARES, SHARES, st.just((1, 2.5)), st.just((-1, 9))),
 )
+measured_on = st.builds(
+    dsl.MeasuredOn, NAMES, NAMES, st.lists(st.integers(1, 99), max_size=3).map(tuple),
+    st.none() | st.integers(1, 50), st.sampled_from(["", "euler"]),
+)  # fmt: skip
 policies = st.one_of(
     st.builds(
         dsl.Policy, NAMES, st.lists(rules, max_size=3).map(tuple), st.sampled_from(dsl.Leader)
     ),
     st.builds(dsl.Policy, NAMES, st.lists(siblings, max_size=2).map(tuple)),
+    st.builds(dsl.Policy, NAMES, measured_on=st.lists(measured_on, max_size=2).map(tuple)),
 )

@@ -70,7 +70,7 @@ def test_the_plan_minimises_the_measured_drift(tmp_path: Path) -> None:
     compiled = synccache.compile(
         talking(), policy, cache_ratio=0.5, calibration=tmp_path / "drift.json"
     )
-    denoise(compiled)
+    run(compiled)
     splits = {(0, i, 3): measured.drift[0][i] + measured.drift[i][3] for i in (1, 2)}
 
     assert compiled.plan.cuts == min(splits, key=splits.get)

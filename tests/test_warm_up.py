@@ -150,7 +150,7 @@ def test_a_warm_up_too_short_to_measure_leaves_the_plan_as_assumed() -> None:
 
 
 def test_a_calibration_is_not_measured_over() -> None:
-    measured = synccache.calibrate(talking(), lambda m: denoise(m), late(4))
+    measured = synccache.calibrate(talking(), lambda m: denoise(m, steps=8), late(4))
     compiled = synccache.compile(talking(), late(4), cache_ratio=0.5, calibration=measured)
     denoise(compiled, steps=8)
 

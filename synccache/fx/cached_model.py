@@ -23,10 +23,10 @@ from synccache.fx.fake import fake_capture, has_values, refuse_to_run
 from synccache.fx.frames import own_forward
 from synccache.fx.gram import GramMeter
 from synccache.fx.inputs import bind, flatten, signature_key
+from synccache.fx.measured_on import check_run
 from synccache.fx.model_state import ModelState
 from synccache.fx.ops import ValueChanged
 from synccache.fx.order import know_again
-from synccache.fx.payback import check_steps
 from synccache.fx.program import ResidualProgram
 from synccache.fx.progress import Level, Said, no_timestep, step_of
 from synccache.fx.reasons import with_mask
@@ -259,7 +259,7 @@ class CachedModel(nn.Module):
         key, state = trajectory.enter(step, level, said.branch)
         know_again(trajectory, key, tensors, variant, named=said.branch is not None)
         if self._stride is None:
-            check_steps(self._request.policy.name, [m.rule for m in variant.matches], trajectory)
+            check_run(self._request, [m.rule for m in variant.matches], trajectory)
         return Call(trajectory, state, key, self._request.policy.leader, {}, given=trajectory.given)
 
     def _level(self, variant: Variant, tensors: list[Tensor]) -> Level | None:
@@ -285,7 +285,7 @@ class CachedModel(nn.Module):
 
     def begin(
         self, *, steps: int | None = None, branches: int | None = None,
-        sigmas: Sequence[float] | None = None, sampler: Sampler = Sampler.EULER,
+        sigmas: Sequence[float] | None = None, sampler: Sampler | None = None,
     ) -> None:  # fmt: skip
         """Begins a new trajectory now; later ones keep the number of steps.
 
@@ -296,13 +296,13 @@ class CachedModel(nn.Module):
                 begins by itself after ``steps`` steps.
             sigmas: the noise levels of all steps and the one after the last, falling, as
                 ``scheduler.sigmas`` has them; they say the number of steps too.
-            sampler: what turns outputs into the next latents; policies that pay errors back need it.
+            sampler: what turns outputs into the next latents, EULER if left out; paying errors back needs it.
 
         Raises:
-            StateError: for what is no number of steps, no falling row of levels of that length, or
-                so few steps that the policy could skip nothing.
+            StateError: for what is no number of steps, no falling row of levels of that length, so
+                few steps that the policy could skip nothing, or a run that its numbers do not fit.
         """
-        run = begun(self._request.policy, steps, branches, sigmas, sampler)
+        run = begun(self._request, steps, branches, sigmas, sampler)
         self._trajectories[self._key.get()] = run
 
     def give(self, **values: Any) -> None:

@@ -92,7 +92,11 @@ class Gate(nn.Module):
     ) -> bool:
         measured = self._measure(call, state, values)
         now = Now(Counters(call.trajectory, state.streak, state.total), measured, state.memory)
-        wanted = now.holds(self.condition) is True
+        try:
+            wanted = now.holds(self.condition) is True
+        except StateError as problem:
+            where = problem.where or self.matched.where
+            raise StateError(problem.message, where=where, hint=problem.hint) from problem
         skip = wanted and can
         call.state.forced += wanted and not can
         if not wanted:

@@ -30,6 +30,7 @@ class RuleMatch:
     planned: bool  # the planner may merge runs
     taps: dict[dsl.Probe, Taps]  # what the gate reads before it decides
     payback: dsl.Payback | None = None
+    where: str = ""  # the policy, the model and the rule, for messages
 
     @property
     def keep(self) -> int:
@@ -131,7 +132,8 @@ def _match_rule(
             _check_grid(end, where)
     if isinstance(rule.reuse, dsl.Split) and rule.reuse.transform is dsl.GRID_DCT:
         _check_square(skipped, program, where)
-    return RuleMatch(rule, skipped, isinstance(rule.skip, dsl.Segments), taps)
+    planned = isinstance(rule.skip, dsl.Segments)
+    return RuleMatch(rule, skipped, planned, taps, where=where)
 
 
 def _skipped(

@@ -104,6 +104,7 @@ class Trajectory:
     steps: int | None = None  # how many there will be, if the caller said so
     sigmas: tuple[float, ...] = ()  # of all steps and the one after, if the caller said so
     sampler: Sampler = Sampler.EULER
+    said_sampler: str = ""  # its name, if the caller said it
     calls_a_step: int | None = None  # guidance branches, if the caller said so: steps are counted
     step: int = -1
     short_before: bool = False  # the trajectory before ended after one step
@@ -127,7 +128,8 @@ class Trajectory:
         """A new one, of which the caller said the same."""
         return Trajectory(
             steps=self.steps, calls_a_step=self.calls_a_step, sigmas=self.sigmas,
-            sampler=self.sampler, next_given=self.next_given, short_before=self.step == 0,
+            sampler=self.sampler, said_sampler=self.said_sampler, next_given=self.next_given,
+            short_before=self.step == 0,
         )  # fmt: skip
 
     def forget_dead_values(self) -> None:

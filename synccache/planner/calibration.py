@@ -20,7 +20,8 @@ class Calibration:
     Attributes:
         model: class name; parameters: digest of their names, shapes and dtypes, not of values.
         regions: labels of the gaps in order; shape: of the stream they begin on.
-        steps, guidance_branches: of the run that was measured; stride: every how many tokens.
+        steps, sampler, guidance_branches: of the runs that were measured, "" where ``begin`` did not
+            say the sampler; others are refused. stride: every how many tokens.
         residuals: inner products of the residuals of all runs, for planned schedules.
         by_region: the same of each region alone, with its seconds and bytes, for ``plan_schedule``.
     """
@@ -35,6 +36,7 @@ class Calibration:
     residuals: ResidualGram | None = None
     by_region: RegionSteps | None = None
     parameters: str = ""
+    sampler: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -43,7 +43,11 @@ def switch(at: Condition, *, then: Policy, otherwise: Policy, name: str = "") ->
             rules.append(replace(rule, when=when))
         else:
             rules[place] = replace(rules[place], when=rules[place].when | when)
-    return replace(then, name=name or f"{then.name} or {otherwise.name}", rules=tuple(rules))
+    measured_on = tuple(dict.fromkeys((*then.measured_on, *otherwise.measured_on)))
+    return replace(
+        then, name=name or f"{then.name} or {otherwise.name}", rules=tuple(rules),
+        measured_on=measured_on,
+    )  # fmt: skip
 
 
 def _same_work(a: Rule, b: Rule) -> bool:

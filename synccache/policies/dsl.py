@@ -64,6 +64,7 @@ from synccache.policies.counters import (
     timestep,
 )
 from synccache.policies.fitted import Fitted, Payback
+from synccache.policies.measured_on import MeasuredOn
 from synccache.policies.predictors import (
     GRID_DCT,
     TOKEN_FFT,
@@ -283,6 +284,7 @@ __all__ = [
     "MaskWeight",
     "MeanChange",
     "MeanSize",
+    "MeasuredOn",
     "Modulated",
     "ModuleOutput",
     "Modules",

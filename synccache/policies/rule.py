@@ -10,6 +10,7 @@ from synccache.errors import PolicyError
 from synccache.policies.checks import expect
 from synccache.policies.conditions import Condition, Signal
 from synccache.policies.fitted import Payback, check_payback
+from synccache.policies.measured_on import MeasuredOn
 from synccache.policies.predictors import Hold, Predictor, TwoAnchor
 from synccache.policies.probes import Output, Residual
 from synccache.policies.selectors import (
@@ -85,13 +86,15 @@ class Policy:
     """A caching method: rules, and who decides for the guidance branches. No rules = exact.
 
     ``payback`` returns errors of skipped steps in the next computed output; it needs one rule whose
-    condition is ``Steps(...)``, and ``compiled.begin(sigmas=...)``.
+    condition is ``Steps(...)``, and ``compiled.begin(sigmas=...)``. ``measured_on``: what its numbers were
+    measured on; elsewhere it is refused.
     """
 
     name: str
     rules: tuple[Rule, ...] = ()
     leader: Leader = Leader.EACH_BRANCH
     payback: Payback | None = None
+    measured_on: tuple[MeasuredOn, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -105,6 +108,9 @@ class Policy:
         for number, rule in enumerate(self.rules, start=1):
             if not isinstance(rule, Rule):
                 raise PolicyError(f"rule {number} must be a Rule, got {rule!r}.", where=self.name)
+        expect(self.measured_on, tuple, f"{self.name}: measured_on", "E.g. (MeasuredOn(...),).")
+        for found in self.measured_on:
+            expect(found, MeasuredOn, f"{self.name}: measured_on")
         expect(self.leader, Leader, f"{self.name}: leader", "Use FIRST_BRANCH or EACH_BRANCH.")
         if self.leader is Leader.FIRST_BRANCH and any(
             isinstance(rule.reuse, FromSibling) for rule in self.rules
