@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from synccache.fx.gate import Gate
@@ -65,6 +66,14 @@ class Stats:
     note: str
 
 
+def _brought(compiled: CachedModel, variant: Variant) -> list[Tensor]:
+    """What the model brings: parameters, buffers, tensors on modules, tensors from nowhere."""
+    model = compiled.model
+    found = [*model.parameters(), *model.buffers()]
+    found += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    return found + [v for v in variant.captured.constants.values() if isinstance(v, Tensor)]
+
+
 def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
     """Figures of a trajectory of ``compiled``."""
     variant = compiled.variant
@@ -80,7 +89,7 @@ def stats(compiled: CachedModel, trajectory: Trajectory) -> Stats:
         executed_fraction=_left(skipped, visual),
         flops_fraction=_left(saved, total),
         seconds_fraction=_left(sum(s.seconds_saved for s in branches.values()), seconds),
-        bytes_held=bytes_held(trajectory),
+        bytes_held=bytes_held(trajectory, _brought(compiled, variant)),
         host_bytes_held=host_bytes_held(trajectory),
         planned_bytes=variant.plan.memory.cache_bytes if variant.plan else 0,
         forced=sum(s.forced for s in branches.values()),

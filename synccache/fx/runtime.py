@@ -6,7 +6,7 @@ trajectories can alternate on one compiled model.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -291,9 +291,14 @@ class AudioWrites(nn.Module):
         call.state.writes = total if call.state.writes is None else call.state.writes + total
 
 
-def bytes_held(trajectory: Trajectory) -> int:
-    """Bytes of everything a trajectory keeps on its device; memory shared by views counts once."""
+def bytes_held(trajectory: Trajectory, weights: Iterable[Tensor] = ()) -> int:
+    """Bytes of everything a trajectory keeps on its device; memory shared by views counts once.
+
+    Step-invariant values that are views of ``weights`` or of inputs take no memory of their own.
+    """
     seen: dict[int, int] = {}
+    plain = [w for w in weights if type(w) in (Tensor, nn.Parameter)]
+    others = {w.untyped_storage()._cdata for w in plain}
 
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
@@ -303,6 +308,14 @@ def bytes_held(trajectory: Trajectory) -> int:
             for item in value:
                 add(item)
 
+    for entries in trajectory.kept.values():
+        for entry in entries:
+            add(entry.values)
+            given = [tensor for r in entry.references if (tensor := r()) is not None]
+            others |= {t.untyped_storage()._cdata for t in given if type(t) is Tensor}
+    for memory in others & seen.keys():
+        del seen[memory]
+    add([c for entries in trajectory.kept.values() for e in entries for c in e.copies])
     add(trajectory.sibling)
     for state in trajectory.branches.values():
         for held in state.held.values():
@@ -313,10 +326,6 @@ def bytes_held(trajectory: Trajectory) -> int:
             add(tokens.tensors())
         add(state.writes)
         add(state.owed.tensors())
-    for entries in trajectory.kept.values():
-        for entry in entries:
-            add(entry.values)
-            add([c for c in entry.copies if c is not None])
     return sum(seen.values())
 
 
