@@ -236,6 +236,22 @@ def test_a_calibration_of_other_runs_is_refused() -> None:
         denoise(compiled, steps=8)
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"model": "Other"}, "model 'Other' there, 'Talking' here"),
+        ({"parameters": "abc"}, r"parameters 'abc' there, '\w+' here"),
+        ({"shape": (1, 99, 8)}, r"stream shape \(1, 99, 8\) there, \(1, 12, 16\) here"),
+    ],
+)
+def test_a_calibration_of_something_else_is_refused(values: dict[str, Any], says: str) -> None:
+    found, _ = drift(steps=6)
+    compiled = synccache.compile(talking(), cache_ratio=0.5, calibration=replace(found, **values))
+
+    with pytest.raises(PlanError, match=says):
+        denoise(compiled)
+
+
 # ---- words
 
 
