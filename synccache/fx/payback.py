@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from synccache.errors import StateError
+from synccache.fx.tensors import version_of
 from synccache.planner.samplers import ORDER, Sampler, sampler_row
 from synccache.policies.dsl import Payback, Policy, Rule, Steps
 
@@ -141,7 +142,7 @@ def pay_back(
             better[past.step] = payback.strength * (_wide(found) - _wide(past.output))
         owed.skipped = []
         _replayed(owed, better, step, sampler, sigmas)
-    owed.seen = tuple((TensorWeakRef(t), _version(t)) for t in inputs)
+    owed.seen = tuple((TensorWeakRef(t), version_of(t)) for t in inputs)
     return _corrected(owed, step, sampler, sigmas, output)
 
 
@@ -182,18 +183,18 @@ def _kept(owed: Owed, step: int, inputs: tuple[Tensor, ...], output: Tensor) -> 
     """The call, with copies of the inputs that are not those of the call before."""
     before = owed.seen
     own = tuple(
-        i >= len(before) or before[i][0]() is not t or _version(t) is None
-        or _version(t) != before[i][1]
+        i >= len(before) or before[i][0]() is not t or version_of(t) is None
+        or version_of(t) != before[i][1]
         for i, t in enumerate(inputs)
     )  # fmt: skip
     copies = tuple(t.detach().clone() if mine else t for t, mine in zip(inputs, own, strict=True))
-    return _Skipped(step, copies, own, tuple(map(_version, copies)), output.detach().clone())
+    return _Skipped(step, copies, own, tuple(map(version_of, copies)), output.detach().clone())
 
 
 def _inputs_again(past: _Skipped, now: tuple[Tensor, ...]) -> list[Tensor]:
     """What the step was called with; refused where the caller has since written to it."""
     for tensor, own, version in zip(past.inputs, past.own, past.versions, strict=True):
-        if not own and _version(tensor) != version:
+        if not own and version_of(tensor) != version:
             raise StateError(
                 f"an input of shape {list(tensor.shape)} that skipped step {past.step + 1} was called "
                 "with has been written to since, so the step cannot be made again.",
@@ -205,7 +206,3 @@ def _inputs_again(past: _Skipped, now: tuple[Tensor, ...]) -> list[Tensor]:
 def _wide(tensor: Tensor) -> Tensor:
     """In float32 where it has 16 bits."""
     return tensor.float() if tensor.dtype.itemsize < _FULL else tensor
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
