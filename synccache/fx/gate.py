@@ -28,6 +28,9 @@ from synccache.policies.evaluate import Now, lasting
 _CALLERS = (dsl.Latent, dsl.Prediction, dsl.Given)  # tensors that the caller may write to
 
 
+Ready = dict[tuple[dsl.Probe, Transform], Tensor]  # probes of one step as they are compared
+
+
 class Seen(NamedTuple):
     """One number that a gate saw: of which guidance branch, on which step, of which signal."""
 
@@ -90,7 +93,8 @@ class Gate(nn.Module):
     def _decide(
         self, call: Call, state: GateState, values: dict[dsl.Probe, Tensor], can: bool
     ) -> bool:
-        measured = self._measure(call, state, values)
+        ready: Ready = {}
+        measured = self._measure(call, state, values, ready)
         now = Now(Counters(call.trajectory, state.streak, state.total), measured, state.memory)
         try:
             wanted = now.holds(self.condition) is True
@@ -107,7 +111,7 @@ class Gate(nn.Module):
             signals = [p for p in dsl.parts(self.condition) if isinstance(p, dsl.Signal)]
             early = [s for s in dict.fromkeys(signals) if not dsl.late(s)]
             self.seen += [Seen(call.key, at, s, now.value(s)) for s in early]
-        self._remember(call, state, values, skip)
+        self._remember(call, state, values, skip, ready)
         return skip
 
     # ---- probes
@@ -125,13 +129,13 @@ class Gate(nn.Module):
     # ---- numbers
 
     def _measure(
-        self, call: Call, state: GateState, values: dict[dsl.Probe, Tensor]
+        self, call: Call, state: GateState, values: dict[dsl.Probe, Tensor], ready: Ready
     ) -> dict[dsl.Signal, float | None]:
         """The numbers of this decision: one transfer for all of them."""
         found: dict[dsl.Signal, float | None] = dict.fromkeys(self.signals)
         pending: dict[dsl.Signal, tuple[Tensor, ...]] = {}
         for signal in self.signals:
-            pending[signal] = self._on_device(signal, call, state, values)
+            pending[signal] = self._on_device(signal, call, state, values, ready)
         parts_of = [n for parts in pending.values() for n in parts]
         if not parts_of:
             return found
@@ -147,8 +151,9 @@ class Gate(nn.Module):
         return found
 
     def _on_device(
-        self, signal: dsl.Signal, call: Call, state: GateState, values: dict[dsl.Probe, Tensor]
-    ) -> tuple[Tensor, ...]:
+        self, signal: dsl.Signal, call: Call, state: GateState, values: dict[dsl.Probe, Tensor],
+        ready: Ready,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """The numbers that a signal is made of; none where it is undefined."""
         if isinstance(signal, dsl.Given):
             return (_one_number(signal, values[signal]),)
@@ -169,13 +174,14 @@ class Gate(nn.Module):
                 return ()
             return (metrics.size_ratio(now, before),)
         assert isinstance(signal, (dsl.RelativeL1, dsl.MeanChange))
-        return self._change(signal, call, state, values[signal.probe])
+        return self._change(signal, call, state, values[signal.probe], ready)
 
     def _change(
-        self, signal: dsl.RelativeL1 | dsl.MeanChange, call: Call, state: GateState, now: Tensor
-    ) -> tuple[Tensor, ...]:
+        self, signal: dsl.RelativeL1 | dsl.MeanChange, call: Call, state: GateState, now: Tensor,
+        ready: Ready,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         reference = self._reference(signal, call, state)
-        now = _prepared(now, dsl.weights_of(signal), call)
+        now = _prepared(signal.probe, now, dsl.weights_of(signal), call, ready)
         if reference is None or reference.shape != now.shape:
             return ()
         masks = [w for w in dsl.weights_of(signal) if isinstance(w, dsl.MaskWeight)]
@@ -200,7 +206,12 @@ class Gate(nn.Module):
     # ---- memory
 
     def _remember(
-        self, call: Call, state: GateState, values: dict[dsl.Probe, Tensor], skip: bool
+        self,
+        call: Call,
+        state: GateState,
+        values: dict[dsl.Probe, Tensor],
+        skip: bool,
+        ready: Ready,
     ) -> None:
         if not skip:
             for signal in self.signals:
@@ -208,15 +219,15 @@ class Gate(nn.Module):
                     self._learn(signal, call, state, values)
         for probe, since, weights in self.kept:
             if probe in values:
-                self._keep(call, state, probe, since, weights, values[probe], skip)
+                self._keep(call, state, probe, since, weights, values[probe], skip, ready)
 
     def _keep(
         self, call: Call, state: GateState, probe: dsl.Probe, since: Any, weights: Transform,
-        value: Tensor, skip: bool,
+        value: Tensor, skip: bool, prepared: Ready,
     ) -> None:  # fmt: skip
         if skip and since is not dsl.PREVIOUS:
             return
-        ready = _prepared(value.detach(), weights, call)
+        ready = _prepared(probe, value, weights, call, prepared).detach()
         foreign = isinstance(probe, _CALLERS) or self.copy and not isinstance(probe, dsl.Residual)
         if foreign and ready.untyped_storage()._cdata == value.untyped_storage()._cdata:
             ready = ready.clone()
@@ -243,7 +254,7 @@ class Gate(nn.Module):
         """Measures what is known only after the step, and keeps the model's output."""
         if not call.leads:
             return
-        state = call.state.gate(self.rule)
+        state, ready = call.state.gate(self.rule), Ready()
         for signal in self.signals:
             if isinstance(signal, dsl.Gain) and not skipped:
                 changes = [
@@ -255,13 +266,13 @@ class Gate(nn.Module):
                 if changes[0] is not None and changes[1] is not None:
                     state.gains[signal] = (changes[0], changes[1])
             elif dsl.late(signal) and isinstance(signal, (dsl.RelativeL1, dsl.MeanChange)):
-                for value in self._change(signal, call, state, prediction):
+                for value in self._change(signal, call, state, prediction, ready):
                     state.late[signal] = (call.trajectory.step, value)
                     if self.only_measures:
                         self.seen.append(Seen(call.key, call.trajectory.step, signal, value))
         for probe, since, weights in self.kept:
             if isinstance(probe, dsl.Prediction):
-                self._keep(call, state, probe, since, weights, prediction, skipped)
+                self._keep(call, state, probe, since, weights, prediction, skipped, ready)
 
     def _two_anchors(self, call: Call, state: GateState, now: Tensor, skip: bool) -> None:
         """On a skipped step how far the probe is, on the device; on a computed one an anchor."""
@@ -292,10 +303,18 @@ def _moved(state: GateState, probe: dsl.Probe, now: Tensor) -> Tensor | None:
     return metrics.mean_size(now.float() - before.float())
 
 
-def _prepared(value: Tensor, weights: Transform, call: Call) -> Tensor:
-    """The probe as it is compared; the noise level is read only where a filter needs it."""
-    spectral = any(isinstance(w, dsl.Spectral) for w in weights)
-    return metrics.prepared(value, weights, call.trajectory.noise if spectral else 0.0)
+def _prepared(
+    probe: dsl.Probe, value: Tensor, weights: Transform, call: Call, ready: Ready
+) -> Tensor:
+    """The probe as it is compared and kept; the noise level is read only where a filter needs it."""
+    changes = tuple(w for w in weights if isinstance(w, (dsl.ChannelStride, dsl.Spectral)))
+    if not changes:
+        return value
+    if (probe, changes) not in ready:
+        spectral = any(isinstance(w, dsl.Spectral) for w in changes)
+        noise = call.trajectory.noise if spectral else 0.0
+        ready[probe, changes] = metrics.prepared(value, changes, noise)
+    return ready[probe, changes]
 
 
 def _as_tensor(probe: dsl.Given, call: Call) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import numbers
 import types
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -172,14 +173,28 @@ def bind(
     forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Arguments by parameter name, whether they were passed by position or by keyword."""
-    return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)
+    return dict(_signature(forward).bind(*args, **kwargs).arguments)
+
+
+_SIGNATURES: weakref.WeakKeyDictionary[Any, inspect.Signature] = weakref.WeakKeyDictionary()
+
+
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """``inspect.signature``, remembered for what is a method of a class: it takes longer than a call."""
+    function = getattr(forward, "__func__", None)
+    if not isinstance(function, types.FunctionType) or not isinstance(forward, types.MethodType):
+        return inspect.signature(forward)
+    found = _SIGNATURES.get(function)
+    if found is None:
+        found = _SIGNATURES[function] = inspect.signature(forward)
+    return found
 
 
 def unbind(
     forward: Callable[..., Any], arguments: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call that ``bind`` came from, in the signature's own order."""
-    signature = inspect.signature(forward)
+    signature = _signature(forward)
     bound = inspect.BoundArguments(signature, arguments)
     return bound.args, bound.kwargs
 

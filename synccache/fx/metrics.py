@@ -37,7 +37,7 @@ def change(
     if threshold:
         tokens = _moving(now, reference, threshold[0], tokens)
     if isinstance(signal, dsl.MeanChange):
-        return _mean((now.float() - reference.float()).abs(), tokens)
+        return _mean((now.float() - reference.float()).abs_(), tokens)
     return relative(now, reference, signal.norm, signal.denominator, signal.eps, tokens)
 
 
@@ -50,17 +50,20 @@ def relative(
     return _NORMS[norm](now.float() - reference.float(), below.float(), eps, tokens)
 
 
+# The difference is these functions' own: they write its magnitudes over it.
+
+
 def _ratio_of_means(difference: Tensor, below: Tensor, eps: float, tokens: Tensor | None) -> Tensor:
     if tokens is None:
         size = below.abs().sum()
-        return difference.abs().sum() / (size + eps * difference.numel() if eps else size)
-    moved, size = _by_token(difference), _by_token(below)
+        return difference.abs_().sum() / (size + eps * difference.numel() if eps else size)
+    moved, size = difference.abs_().sum(-1).flatten(1), _by_token(below)
     least = eps * difference.shape[-1]
     return (moved * tokens).sum() / ((size * tokens).sum() + least * _all(tokens, moved))
 
 
 def _mean_of_ratios(difference: Tensor, below: Tensor, eps: float, tokens: Tensor | None) -> Tensor:
-    return _mean(difference.abs() / (below.abs() + eps), tokens)
+    return _mean(difference.abs_() / (below.abs() + eps), tokens)
 
 
 def _token_norms(difference: Tensor, below: Tensor, eps: float, tokens: Tensor | None) -> Tensor:
@@ -89,8 +92,8 @@ def size_ratio(now: Tensor, reference: Tensor) -> Tensor:
 
 def two_anchor_ratio(now: Tensor, older: Tensor, newer: Tensor) -> Tensor:
     """``mean|now - older| / mean|newer - older|``; 1, plain reuse, where the anchors coincide."""
-    moved = (now.float() - older.float()).abs().mean()
-    span = (newer.float() - older.float()).abs().mean()
+    moved = (now.float() - older.float()).abs_().mean()
+    span = (newer.float() - older.float()).abs_().mean()
     return torch.where(span > 0, moved / span, torch.ones_like(span))
 
 
@@ -114,8 +117,11 @@ def wiener(value: Tensor, sigma: float, power: float) -> Tensor:
         kept = (1.0 - sigma) * clean / ((1.0 - sigma) ** 2 * clean + sigma**2 + SPECTRAL_EPS)
         gain = gain * kept.reshape([-1] + [1] * (value.dim() - 1 - axis))
     gain = gain / gain.mean()
-    spectrum = torch.fft.fftn(value.float(), dim=axes)
-    return torch.fft.ifftn(spectrum * gain, dim=axes).real.to(value.dtype)
+    # of real values half the spectrum says all: the gain is the same for a frequency and its negative
+    half = value.shape[-1] // 2 + 1
+    spectrum = torch.fft.rfftn(value.float(), dim=axes) * gain[..., :half]
+    sizes = [value.shape[axis] for axis in axes]
+    return torch.fft.irfftn(spectrum, s=sizes, dim=axes).to(value.dtype)
 
 
 def mask_weights(
@@ -141,6 +147,8 @@ def mask_weights(
 
 
 def _by_token(value: Tensor) -> Tensor:
+    if value.device.type == "cpu":  # torch's one pass is slower there than these two
+        return value.abs().sum(-1).flatten(1)
     return torch.linalg.vector_norm(value, ord=1, dim=-1).flatten(1)
 
 

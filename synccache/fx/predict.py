@@ -76,7 +76,12 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float | Tensor]) -
         if isinstance(weight, Tensor):
             total = total + (tensor - wide) * weight.to(wide.dtype)
         elif weight:
-            total = torch.add(total, tensor - wide, alpha=weight)
+            further = tensor - wide
+            total = (
+                torch.add(total, further, alpha=weight)
+                if total is wide
+                else total.add_(further, alpha=weight)
+            )
     return newest if total is wide else total.to(newest.dtype)
 
 
