@@ -34,7 +34,7 @@ def by_hand(first: int, end: int) -> float:
             hidden = hidden + injector(hidden, heard)
         residuals.append(ends[end] - starts[first + 1])
     changes = [
-        (a - b).abs().sum() / b.abs().sum() for a, b in zip(residuals, residuals[1:], strict=False)
+        (a - b).abs().sum() / a.abs().sum() for a, b in zip(residuals, residuals[1:], strict=False)
     ]
     return float(sum(changes))
 

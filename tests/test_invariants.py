@@ -1,7 +1,7 @@
 """What must hold for every method of the library, whatever it watches, skips and predicts.
 
 Source: the invariants of the caching-policy reference, section 6.3; held tensors are counted in
-test_policies_whole_stack.py and test_policies_modules.py.
+test_held_tensors.py; true residuals, forced steps and what is left out here are in test_invariants_edges.py.
 """
 
 from dataclasses import replace

@@ -125,7 +125,7 @@ def test_a_predictor_of_higher_order_is_measured_beside_reuse() -> None:
 
     assert measured.steps == 2
     assert measured.own[0][1] == pytest.approx(0.0, abs=1e-6)  # a straight line is foreseen
-    assert measured.hold[0][1] == pytest.approx(1 / 3 + 1 / 4)
+    assert measured.hold[0][1] == pytest.approx(1 / 2 + 1 / 3)
 
 
 def test_a_sample_of_a_view_is_the_sample_of_its_copy() -> None:

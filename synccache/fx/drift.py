@@ -1,9 +1,10 @@
 """How much the residual of each possible segment changes from step to step.
 
-    gamma(i, j) = sum over steps of  |r_t - r_(t+1)|_1 / |r_(t+1)|_1,   r = u_j - z_i
+    gamma(i, j) = sum over steps of  |r_t - r_(t-1)|_1 / |r_(t-1)|_1,   r = u_j - z_i
 
 with z_i the streams where region i begins and u_j where region j-1 ends, on every ``stride``-th
-token. Memory: two strided samples for each region boundary and guidance branch.
+token. Steps are counted as they are sampled (the paper counts down), and a change is taken over the
+older residual. Memory: two strided samples for each region boundary and guidance branch.
 
 Source: SyncCache, arXiv 2606.30849, by the reading note quoted in docs/planner.md.
 """
@@ -46,7 +47,7 @@ class DriftMeter:
                 new = _residual(now, first, last)
                 old = _residual(before, first, last)
                 change = sum((a - b).abs().sum() for a, b in zip(old, new))
-                size = sum(b.abs().sum() for b in new)
+                size = sum(a.abs().sum() for a in old)
                 keys.append((first, last + 1))
                 values.append(change / size)
         for key, value in zip(keys, torch.stack(values).tolist()):  # type: ignore[arg-type]

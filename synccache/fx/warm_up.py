@@ -91,7 +91,7 @@ class WarmUpMeter:
         for first, end in keys:
             new = _residuals(now, first, end)
             old = [_residuals(step, first, end) for step in past]
-            size = _size(new)
+            size = _size(old[-1])
             own = [sum(w * step[i] for w, step in zip(weights, old)) for i in range(len(new))]
             errors.append(_size([a - b for a, b in zip(new, own)]) / size)
             errors.append(_size([a - b for a, b in zip(new, old[-1])]) / size)
