@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from synccache.errors import StateError
-from synccache.fx import draw, report
+from synccache.fx import draw, report, windows
 from synccache.fx.begin import begun
 from synccache.fx.capture import Captured, capture
 from synccache.fx.drift import DriftMeter
@@ -31,7 +31,7 @@ from synccache.fx.program import ResidualProgram
 from synccache.fx.progress import Level, Said, no_timestep, step_of
 from synccache.fx.reasons import with_mask
 from synccache.fx.repay import paid_back
-from synccache.fx.replan import planned_again, warmed_up
+from synccache.fx.replan import replanned
 from synccache.fx.runtime import Call, Trajectory
 from synccache.fx.subject import closed_paths
 from synccache.fx.variant import Variant
@@ -44,7 +44,7 @@ from synccache.planner.samplers import Sampler
 
 _OWN = (
     "_model", "_request", "_builder", "_variants", "_trajectories", "_key", "_said", "_captures",
-    "_capture_seconds", "_stride", "_state", "meter", "gram",
+    "_capture_seconds", "_stride", "_state", "meter", "gram", "_window",
 )  # fmt: skip
 
 
@@ -71,6 +71,7 @@ class CachedModel(nn.Module):
         own["_trajectories"] = {None: Trajectory()}
         own["_key"] = contextvars.ContextVar("synccache_trajectory", default=None)
         own["_said"] = contextvars.ContextVar("synccache_said", default=Said())  # noqa: B039 - frozen
+        own["_window"] = contextvars.ContextVar("synccache_window", default=None)
         own["_captures"], own["_capture_seconds"] = 0, 0.0
         own["_stride"], own["meter"], own["gram"] = None, None, None
         own["_state"] = ModelState(model)
@@ -213,9 +214,7 @@ class CachedModel(nn.Module):
         return self._builder(self._model, self._request, captured, branches, name)
 
     def _run(self, call: Call, variant: Variant, tensors: list[Tensor], given: Any = None) -> Any:
-        if len(call.trajectory.branches) > variant.guidance_branches:
-            variant = planned_again(self, call, variant)
-        variant = warmed_up(self, call, variant)
+        variant = replanned(self, call, variant)
         self._variants.last = variant
         emitted, layout = variant.emitted, variant.layout
         if call.trajectory.warm_up is not None and variant.warm_up is not None:
@@ -228,7 +227,7 @@ class CachedModel(nn.Module):
                 self.__dict__["meter"] = DriftMeter(len(variant.layout.regions), self._stride)
                 self.__dict__["gram"] = GramMeter(self._stride)
             call.meter, call.gram = self.meter, self.gram
-        outputs = emitted.module(call, *tensors)
+        outputs = windows.run(self, call, variant, emitted.module, tensors)
         outputs = paid_back(self._request.policy, call, variant, tensors, outputs)
         if call.gram is not None:
             call.gram.finish_call(call)
@@ -256,7 +255,7 @@ class CachedModel(nn.Module):
             assert step is not None
         trajectory.steps = trajectory.steps if said.steps is None else said.steps
         trajectory.rely_on(self._state.weights)
-        key, state = trajectory.enter(step, level, said.branch)
+        key, state = trajectory.enter(step, level, said.branch, self._window.get())
         know_again(trajectory, key, tensors, variant, named=said.branch is not None)
         if self._stride is None:
             check_run(self._request, [m.rule for m in variant.matches], trajectory)
@@ -388,7 +387,7 @@ class CachedModel(nn.Module):
         """What matched, what will be skipped and why, and what it costs."""
         return report.explained(self, self._trajectories[self._key.get()])
 
-    draw = draw.draw
+    draw, frames = draw.draw, windows.frames
 
     def stats(self) -> report.Stats:
         """Figures of the present trajectory, or of the last if a new one has not begun."""

@@ -22,6 +22,8 @@ def know_again(
         StateError: a call that stands where one branch was called before comes with a tensor, such as
             the text, that another branch was given: it would be mixed with the residuals of that place.
     """
+    if not named and run.windowed is False:
+        _refuse_windows(run, tensors, variant)
     state = run.branches[key]
     if not state.inputs:
         state.inputs = tuple(map(TensorWeakRef, tensors))
@@ -45,3 +47,34 @@ def know_again(
                     hint="Call the branches in one order, or name each: "
                     "`with compiled.cache_context(name):`.",
                 )  # fmt: skip
+
+
+def _refuse_windows(run: Trajectory, tensors: Sequence[Tensor], variant: Variant) -> None:
+    """Refuses calls of one step whose samples are cut from one tensor, along frames or tokens.
+
+    Samples cut along the batch are guidance branches called one by one; copies are not told apart.
+    """
+    samples = nodes_tagged(variant.tags, SAMPLE)
+    places = {
+        node: tensor for node, tensor in zip(variant.captured.placeholders, tensors) if node in samples
+    }  # fmt: skip
+    now = {
+        node.name: (t.untyped_storage()._cdata, t.storage_offset(), t.shape, t.stride())
+        for node, t in places.items()
+        if t.dim() > 1
+    }
+    if run.calls_this_step == 1:
+        run.cut = now
+        return
+    for name, (memory, offset, shape, strides) in now.items():
+        first = run.cut.get(name)
+        if first is None or (first[0], *first[2:]) != (memory, shape, strides):
+            continue
+        if (offset - first[1]) % max(strides[0], 1):
+            raise StateError(
+                f"call {run.calls_this_step} on step {run.step} has another part of the tensor that "
+                f"`{name}` {list(shape)} of the first call was cut from (it begins {offset - first[1]} "
+                "numbers later): these are windows of one clip, not guidance branches.",
+                hint="Say which frames each call is for: `with compiled.frames(indices, tokens=...):`; "
+                "or name windows that never move: `with compiled.cache_context(name):`.",
+            )

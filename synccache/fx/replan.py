@@ -12,9 +12,21 @@ from synccache.fx.planning import border_shape
 from synccache.fx.runtime import Call
 from synccache.fx.variant import Variant
 from synccache.fx.warm_up import WarmUpMeter, is_warm_up
+from synccache.fx.windows import branches_held
 
 if TYPE_CHECKING:
     from synccache.fx.cached_model import CachedModel
+
+
+def replanned(compiled: CachedModel, call: Call, variant: Variant) -> Variant:
+    """The variant for as many guidance branches as there are now, and with drift as it is known."""
+    window = compiled._window.get()
+    branches = branches_held(call, window)
+    if branches > variant.guidance_branches:
+        variant = planned_again(compiled, call, variant, branches)
+    if window is not None:
+        return variant  # windows that move see no drift of one place: the plan rests on the assumed
+    return warmed_up(compiled, call, variant)
 
 
 def warmed_up(compiled: CachedModel, call: Call, variant: Variant) -> Variant:
@@ -47,13 +59,15 @@ def _planned_with(compiled: CachedModel, variant: Variant, meter: WarmUpMeter | 
     return fresh
 
 
-def planned_again(compiled: CachedModel, call: Call, variant: Variant) -> Variant:
-    """The variant for more guidance branches: caches multiply, so the plan may change."""
+def planned_again(compiled: CachedModel, call: Call, variant: Variant, branches: int) -> Variant:
+    """The variant for more guidance branches: caches multiply, so the plan may change.
+
+    Windows of a clip count as branches; which inputs they share is not asked.
+    """
     states = call.trajectory.branches.values()
-    compiled.__dict__["_request"] = replace(
-        compiled._request, sharing=_sharing([state.inputs for state in states])
-    )
-    fresh = compiled._build(variant.captured, len(states))
+    inputs = [state.inputs for state in states] if branches == len(states) else []
+    compiled.__dict__["_request"] = replace(compiled._request, sharing=_sharing(inputs))
+    fresh = compiled._build(variant.captured, branches)
     if variant.plan is None or fresh.plan is None or variant.plan.choices == fresh.plan.choices:
         fresh = variant.with_plan_of(fresh)
     compiled._variants.replace(variant, fresh)

@@ -20,6 +20,7 @@ from synccache.fx.gram import GramMeter
 from synccache.fx.held import Held
 from synccache.fx.payback import Again, Owed
 from synccache.fx.progress import Level
+from synccache.fx.windows import ByFrame, Window
 from synccache.planner.samplers import Sampler
 from synccache.planner.storage import Place
 from synccache.policies.dsl import FIRST_BRANCH, Leader
@@ -46,6 +47,7 @@ class BranchState:
     inputs: tuple[TensorWeakRef, ...] = ()  # of its first call
     layout: Any = None  # the regions that ``held`` belongs to
     recording: Any = None  # what ``gates`` belong to
+    by_frame: ByFrame | None = None  # under ``frames``: then held and gates are its, between calls
 
     def belong_to(self, layout: Any, recording: Any = None) -> None:
         """Forgets what was held for other regions: another input signature, or another plan.
@@ -56,6 +58,7 @@ class BranchState:
             return
         self.held, self.owed, self.layout = {}, Owed(), layout
         self.tokens, self.gains, self.asked_host = {}, {}, (0, False)
+        self.by_frame = None
         if recording is not None and self.recording is recording:
             for gate in self.gates.values():
                 gate.forget_held()
@@ -98,6 +101,15 @@ class _Kept:
 
 
 @dataclass(slots=True)
+class Turn:
+    """What one step knows of the calls for one window: as a trajectory does without windows."""
+
+    calls: int = 0
+    leader: Hashable = None
+    decided: dict[int, bool] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Trajectory:
     """One denoising run: its steps, its guidance branches, its step-invariant values."""
 
@@ -123,6 +135,9 @@ class Trajectory:
     syncs: int = 0  # device-to-host transfers: one for the timestep of a call, one for a gate
     warm_up: Any = None  # a WarmUpMeter, while drift is measured
     weights: int | None = None  # the state of the model's weights that all of this was made with
+    cut: dict[str, Any] = field(default_factory=dict)  # where the first call's samples lie
+    windowed: bool | None = None  # whether calls come under ``frames``; None before the first
+    window_turns: dict[tuple[int, ...], Turn] = field(default_factory=dict)  # on this step
 
     def again(self) -> Trajectory:
         """A new one, of which the caller said the same."""
@@ -151,9 +166,22 @@ class Trajectory:
         self.kept = {k: kept for k, kept in self.kept.items() if not k.startswith(f"{graph}.")}
 
     def enter(
-        self, step: int, level: Level | None, branch: Hashable | None
+        self, step: int, level: Level | None, branch: Hashable | None, window: Window | None = None
     ) -> tuple[Hashable, BranchState]:
-        """Key and state of the guidance branch that a call on this step belongs to."""
+        """Key and state of the guidance branch that a call on this step belongs to.
+
+        Calls under ``frames`` are counted for each window: several of them are no guidance branches.
+        """
+        if self.windowed not in (None, window is not None):
+            raise StateError(
+                f"call {self.calls + 1} of this trajectory, on step {step}, comes "
+                f"{'without' if self.windowed else 'with'} compiled.frames(...), the calls before "
+                f"came {'with' if self.windowed else 'without'}: what is held for tokens at a place "
+                "and what is held for frames cannot be told which is which.",
+                hint="Wrap every call of the loop in `with compiled.frames(indices, tokens=...):`, "
+                "or none; or call compiled.reset() in between.",
+            )
+        self.windowed = window is not None
         if step != self.step:
             self.step, self.level_before = step, self.level
             self.level = None if level is None else level.kept()
@@ -161,12 +189,16 @@ class Trajectory:
                 self.level.sigma = self.sigmas[step]
             self.first_level = self.first_level or self.level
             self.calls_this_step, self.decided, self.leader = 0, {}, None
+            self.window_turns = {}
             self.given, self.next_given = self.next_given, {}
         self.calls += 1
-        key = self.calls_this_step if branch is None else branch
-        self.calls_this_step += 1
-        if self.leader is None:
-            self.leader = key
+        if window is None:
+            key = self.calls_this_step if branch is None else branch
+            self.calls_this_step += 1
+            if self.leader is None:
+                self.leader = key
+        else:
+            key = self._turn(window, branch)
         if key not in self.branches and len(self.branches) >= MAX_GUIDANCE_BRANCHES:
             raise StateError(
                 f"call {self.calls_this_step} on step {self.step} would be guidance branch "
@@ -177,6 +209,17 @@ class Trajectory:
         state = self.branches.setdefault(key, BranchState())
         self._take_turn(state)
         return key, state
+
+    def _turn(self, window: Window, branch: Hashable | None) -> Hashable:
+        """Key of a call for a window, whose leader and decisions become the present ones."""
+        turn = self.window_turns.setdefault(window.frames, Turn())
+        key = turn.calls if branch is None else branch
+        if turn.leader is None:
+            turn.leader = key
+        turn.calls += 1
+        self.calls_this_step += 1
+        self.leader, self.decided = turn.leader, turn.decided
+        return key
 
     def _take_turn(self, state: BranchState) -> None:
         """Other guidance branches leave the device where the plan lets only one lie on it."""
@@ -326,6 +369,8 @@ def bytes_held(trajectory: Trajectory, weights: Iterable[Tensor] = ()) -> int:
             add(tokens.tensors())
         add(state.writes)
         add(state.owed.tensors())
+        if state.by_frame is not None:
+            add(state.by_frame.tensors())
     return sum(seen.values())
 
 
