@@ -309,7 +309,7 @@ def build_variant(
             name=f"{name}WarmUp", measure=True,
             find_mask=bool(_wants_mask(matches) - set(found.masks)),
         )  # fmt: skip
-        warm_up = WarmUp(f"{name}WarmUp", apart, base, matches[0].rule.reuse)
+        warm_up = WarmUp(apart, base, matches[0].rule.reuse)
     return Variant(
         captured=captured, tags=found.tags, program=program, matches=matches, layout=layout,
         plan=plan, emitted=emitted, masks=found.masks,

@@ -41,13 +41,6 @@ REST = [
 ]
 
 
-NOT_YET = {
-    "mochi": "recorded once for each prompt, and the plan of one recording counts its own constants",
-    "hunyuan_video_15": "the same",
-    "ltx2": "its audio latents are named like a condition, so what is made of them counts as kept",
-}
-
-
 def bytes_of(model: nn.Module, inputs: Any, policy: Policy, **asked: Any) -> tuple[Any, Any]:
     """(what the run holds, what the plan says): on the device in all, of residuals, on the host."""
     compiled = synccache.compile(model, policy, **asked)
@@ -86,7 +79,7 @@ def test_wan_s2v_with_joined_segments_in_float8_holds_what_its_plan_says() -> No
     assert found == planned
 
 
-@pytest.mark.parametrize("name", sorted(set(TABLE) - set(NOT_YET)))
+@pytest.mark.parametrize("name", sorted(TABLE))
 def test_a_model_of_the_table_holds_what_its_plan_says(name: str) -> None:
     case = build_table(name)
     found, planned = bytes_of(case.model, case.inputs, REST[0], conditions=case.conditions or None)
@@ -108,3 +101,15 @@ def test_a_generated_model_holds_the_residuals_of_its_plan_and_no_more_of_the_re
 
     assert found[1:] == planned[1:]
     assert found[0] <= planned[0]
+
+
+def test_two_recordings_of_one_program_keep_its_values_once() -> None:
+    case = build_table("mochi")
+    compiled = synccache.compile(case.model, REST[0], conditions=case.conditions or None)
+    for branch in range(GUIDANCE):
+        args, kwargs = case.inputs(0, 1000.0, branch)
+        compiled(*args, **kwargs)
+    kept = compiled._trajectories[None].kept
+
+    assert compiled.captures == 2
+    assert sorted(len(entries) for entries in kept.values()) == [1, 2]

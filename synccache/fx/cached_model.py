@@ -136,11 +136,11 @@ class CachedModel(nn.Module):
             call = self._enter(known[0], tensors)
             change: ValueChanged | None = None
             for variant in sorted(known, key=lambda v: v.layout is not call.state.layout):
-                before = Before(tensors) if variant.rewinds else None
+                before, kept = variant.before(tensors), call.trajectory.kept_now()
                 try:
                     return self._run(call, variant, tensors, (args, kwargs))
                 except ValueChanged as found:
-                    change = found
+                    change, call.trajectory.kept = found, kept
                     if before is not None:
                         before.restore()
             assert change is not None
@@ -254,7 +254,7 @@ class CachedModel(nn.Module):
             trajectory.syncs, step = waited, step_of(trajectory, said, level)
             assert step is not None
         trajectory.steps = trajectory.steps if said.steps is None else said.steps
-        trajectory.rely_on(self._state.weights)
+        trajectory.rely_on(self._state.weights, self._state.structure)
         key, state = trajectory.enter(step, level, said.branch, self._window.get())
         know_again(trajectory, key, tensors, variant, named=said.branch is not None)
         if self._stride is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch.fx import Node
 
 from synccache.errors import MatchError
 from synccache.fx.capture import Captured
+from synccache.fx.inputs import index_paths
 
 SAMPLE = "sample"  # the noisy latents: what the denoising loop changes every step
 OTHER = "other"
@@ -77,6 +79,19 @@ def _mark_sample(captured: Captured, tags: dict[Node, str]) -> None:
     alike = [n for n in tags if n.meta["shape"] in outputs and tags[n] == OTHER]
     for node in named or alike or list(tags)[:1]:
         tags[node] = SAMPLE
+
+
+def changing_inputs(captured: Captured, tags: Mapping[Node, str]) -> tuple[Node, ...]:
+    """Inputs that the loop changes on every step: the sample, the timestep, and further latents.
+
+    A model that predicts several things (video and sound) is given each of them noisy: an input with
+    the shape of an output after the first is what that output predicts, whichever condition it is.
+    """
+    results: Any = captured.graph.output_node().args[0]
+    count = len(index_paths(captured.result.tree))  # what the forward wrote elsewhere follows them
+    further = {tuple(n.meta["shape"]) for n in results[1:count] if "shape" in n.meta}
+    latents = [n for n in tags if tuple(n.meta["shape"]) in further]
+    return tuple(dict.fromkeys((*nodes_tagged(tags, SAMPLE, "timestep"), *latents)))
 
 
 def nodes_tagged(tags: Mapping[Node, str], *wanted: str) -> tuple[Node, ...]:

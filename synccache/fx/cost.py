@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -21,7 +21,7 @@ from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.runs import Layout, Region
 from synccache.fx.taps import anchor_probe, kept, prediction_node
-from synccache.fx.tensors import peak_bytes
+from synccache.fx.tensors import Lifetime, kept_until, peak_bytes
 from synccache.fx.tokens import state_bytes
 from synccache.planner import ChainProblem, DriftSource, Gap, Live, segment_table
 from synccache.planner.problem import LowerOrder, Table
@@ -46,16 +46,38 @@ def weights_device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def activation_peak_bytes(captured: Captured) -> int:
+def activation_peak_bytes(
+    captured: Captured, layout: Layout | None = None, hoisted: Collection[Node] = ()
+) -> int:
     """The most bytes of intermediates alive at once in the recorded forward.
 
     From when each was made and freed while it ran (or while shapes went through it): what Python
     holds on to counts, as do intermediates inside modules that are called whole. Memory that a kernel
     takes and gives back inside one operation does not: it depends on the device, whose allocator's
-    own figure is taken where there is one.
+    own figure is taken where there is one. With a ``layout``, of a step that computes its regions.
     """
     seen = peak_bytes(captured.lifetimes)
-    return seen if captured.device_peak is None else max(seen, captured.device_peak)
+    peak = seen if layout is None else peak_bytes(lifetimes(captured, layout, hoisted))
+    return peak if captured.device_peak is None else max(seen, captured.device_peak) + peak - seen
+
+
+def lifetimes(
+    captured: Captured, layout: Layout, hoisted: Collection[Node]
+) -> tuple[Lifetime, ...]:
+    """Of intermediates, where a region is computed: what it is given lives until its ends are made,
+    for what is held is the difference from its starts. What is kept anyway (``hoisted``) is not longer.
+    """
+    longer = []
+    for region in layout.regions:
+        ends = [run.end for run in region.runs]
+        given = {n for node in region.body for n in node.all_input_nodes} - region.body
+        given |= {run.start for run in region.runs if run.start is not None}
+        births = [n.meta.get("birth") for n in ends]
+        last = max((b for b in births if b is not None), default=None)
+        if last is not None:
+            longer += [(n.meta["birth"], last) for n in given
+                       if n not in hoisted and n.meta.get("birth") is not None]  # fmt: skip
+    return kept_until(captured.lifetimes, longer)
 
 
 def invariant_bytes(
@@ -221,7 +243,7 @@ def chain_problem(
         live_total=len(audio),
         merged_bytes=segment_table(len(regions), merged),
         weights_bytes=weights_bytes(model),
-        activation_bytes=activation_peak_bytes(program.captured),
+        activation_bytes=activation_peak_bytes(program.captured, layout, hoisted),
         guidance_branches=guidance_branches,
         dtype=str(regions[0].runs[0].end.meta["dtype"]).removeprefix("torch.") if regions else "none",
         predictor=", ".join(sorted(p.__name__ for p in predictors)),

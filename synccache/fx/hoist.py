@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from torch.fx import Node
 
 from synccache.fx.capture import Captured
-from synccache.fx.conditions import SAMPLE
+from synccache.fx.conditions import changing_inputs
 from synccache.fx.dataflow import ancestors
 from synccache.fx.frames import Frame
 
@@ -36,9 +36,8 @@ def hoistable(captured: Captured, tags: Mapping[Node, str]) -> dict[Node, int]:
 def _free(captured: Captured, tags: Mapping[Node, str]) -> set[Node]:
     """Nodes that could be computed once, worthwhile or not."""
     variant = 0
-    for node, tag in tags.items():
-        if tag in (SAMPLE, "timestep"):
-            variant |= captured.depends[node]
+    for node in changing_inputs(captured, tags):
+        variant |= captured.depends[node]
     free = _invariant_nodes(captured, variant)
     return free - (_written_later(captured, free) | _given_away(captured, free))
 

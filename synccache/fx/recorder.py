@@ -356,8 +356,8 @@ class Recorder(TorchFunctionMode):
         node.meta.update(seconds=0.0, flops=0, frame=self.frame, autocast=autocast_state())
 
     def _describe(self, node: Node, tensor: torch.Tensor, frame: Frame | None = None) -> None:
-        where = {"frame": frame or self.frame, "autocast": autocast_state()}
-        node.meta.update(facts(tensor, self._memories), **where)
+        where = {"frame": frame or self.frame, "birth": self.watch.lifetimes.birth(tensor)}
+        node.meta.update(facts(tensor, self._memories), autocast=autocast_state(), **where)
         node.meta = {"seconds": 0.0, "flops": 0, **node.meta}
 
     def _operands(self, value: Any) -> tuple[Any, list[_Operand]]:

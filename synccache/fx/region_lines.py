@@ -15,6 +15,7 @@ from synccache.fx.planning import Keep
 from synccache.fx.program import ResidualProgram
 from synccache.fx.runs import Region
 from synccache.fx.runtime import Invariant
+from synccache.fx.same import Program
 from synccache.fx.siblings import SiblingRegion
 from synccache.fx.skip import Holding, SkipRegion
 from synccache.fx.tokens import TokenRegion, token_branches
@@ -42,7 +43,7 @@ def _names(captured: Captured, inputs: list[Node]) -> list[str]:
 
 
 def invariant_item(
-    emitter: Emitter, bits: int, items: list[Item], wanted: set[Key], prefix: str
+    emitter: Emitter, bits: int, items: list[Item], wanted: set[Key]
 ) -> tuple[Item, str]:
     inputs, defs, inside = _external(items)
     captured = emitter.captured
@@ -56,7 +57,8 @@ def invariant_item(
     name = f"invariant_{label}" if label else "constants_once"
     body = emitter.build(items, [*guards, *others], outputs, name)
     flops, seconds = cost(inside)
-    module = Invariant(body, prefix + name, len(guards), flops=flops, seconds=seconds)
+    program = Program(body, captured.autocast, len(guards))
+    module = Invariant(body, program, len(guards), flops=flops, seconds=seconds)
 
     def write(graph, value):  # type: ignore[no-untyped-def]
         return call_graph(

@@ -36,7 +36,7 @@ def warmed_up(compiled: CachedModel, call: Call, variant: Variant) -> Variant:
         warm = variant.warm_up
         if not is_warm_up(variant.matches, run):
             variant = _planned_with(compiled, variant, run.warm_up)
-            run.end_warm_up(warm.name)
+            run.end_warm_up(warm.emitted.module, variant.emitted.module)
         elif run.warm_up is None:
             run.warm_up = WarmUpMeter(len(warm.layout.regions), warm.predictor)
     if run.warm_up is not None:

@@ -125,7 +125,7 @@ def rewrite(
             defined = {d for line in lines for d in line.defs}
             if not guarded and not any(d in wanted or is_output(d) for d in defined):
                 continue  # an argument of modules that were opened, which nothing reads
-            item, label = invariant_item(emitter, unit[1], lines, wanted, f"{name}.")  # type: ignore[index]
+            item, label = invariant_item(emitter, unit[1], lines, wanted)  # type: ignore[index]
             names.append(label)
             items.append(item)
         else:

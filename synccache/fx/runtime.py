@@ -6,7 +6,7 @@ trajectories can alternate on one compiled model.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from synccache.fx.gram import GramMeter
 from synccache.fx.held import Held
 from synccache.fx.payback import Again, Owed
 from synccache.fx.progress import Level
+from synccache.fx.same import Program
 from synccache.fx.windows import ByFrame, Window
 from synccache.planner.samplers import Sampler
 from synccache.planner.storage import Place
@@ -80,14 +81,15 @@ class BranchState:
 
 @dataclass(slots=True)
 class _Kept:
-    """Step-invariant values, valid while the inputs they were made from are the same tensors."""
+    """Step-invariant values, valid while the inputs they were made from are the same objects."""
 
     references: tuple[Any, ...]
     versions: tuple[int | None, ...]
     copies: tuple[Tensor | None, ...]
     values: Any
+    guarded: int  # inputs of the model among the references; the rest are kept values
 
-    def fits(self, inputs: tuple[Tensor, ...]) -> bool:
+    def fits(self, inputs: tuple[Any, ...]) -> bool:
         for reference, version, copy, tensor in zip(
             self.references, self.versions, self.copies, inputs
         ):
@@ -129,12 +131,12 @@ class Trajectory:
     decided: dict[int, bool] = field(default_factory=dict)  # rule -> skip, by this step's leader
     leader: Hashable = None
     sibling: tuple[int, tuple[Tensor, ...]] | None = None  # step and output of its first call
-    kept: dict[str, list[_Kept]] = field(default_factory=dict)
+    kept: dict[Program, list[_Kept]] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)  # for the present step
     next_given: dict[str, Any] = field(default_factory=dict)  # for the step that comes
     syncs: int = 0  # device-to-host transfers: one for the timestep of a call, one for a gate
     warm_up: Any = None  # a WarmUpMeter, while drift is measured
-    weights: int | None = None  # the state of the model's weights that all of this was made with
+    model: tuple[int, int] | None = None  # the state of the model that all of this was made with
     cut: dict[str, Any] = field(default_factory=dict)  # where the first call's samples lie
     windowed: bool | None = None  # whether calls come under ``frames``; None before the first
     window_turns: dict[tuple[int, ...], Turn] = field(default_factory=dict)  # on this step
@@ -152,18 +154,25 @@ class Trajectory:
         for entries in self.kept.values():
             entries[:] = [k for k in entries if all(r() is not None for r in k.references)]
 
-    def rely_on(self, weights: int) -> None:
-        """Forgets what was computed with other weights than the model has now."""
-        if self.weights not in (None, weights):
-            self.kept = {}
+    def rely_on(self, weights: int, structure: int) -> None:
+        """Forgets what was computed with other weights or modules than the model has now."""
+        before, self.model = self.model, (weights, structure)
+        if before is None or before == self.model:
+            return
+        self.kept = {}
+        if before[0] != weights:
             for state in self.branches.values():
                 state.belong_to(None)
-        self.weights = weights
 
-    def end_warm_up(self, graph: str) -> None:
-        """Stops measuring, and forgets what only the graph of this name, which measured, kept."""
+    def kept_now(self) -> dict[Program, list[_Kept]]:
+        """A copy of ``kept``, to go back to if a forward stops at a guard."""
+        return {program: list(entries) for program, entries in self.kept.items()}
+
+    def end_warm_up(self, measuring: nn.Module, after: nn.Module) -> None:
+        """Stops measuring, and forgets what the graph that measured kept and the next does not."""
         self.warm_up = None
-        self.kept = {k: kept for k, kept in self.kept.items() if not k.startswith(f"{graph}.")}
+        gone = _invariant_programs(measuring) - _invariant_programs(after)
+        self.kept = {k: kept for k, kept in self.kept.items() if k not in gone}
 
     def enter(
         self, step: int, level: Level | None, branch: Hashable | None, window: Window | None = None
@@ -284,35 +293,44 @@ class Call:
 class Invariant(nn.Module):
     """Values that depend on no input that the loop changes: computed once, exact, guarded.
 
-    ``forward(call, *inputs)`` with the inputs they are made from. Kept while these are the same
-    tensor objects, unchanged in place (inference tensors count no changes: they are compared).
+    ``forward(call, *inputs)``: the ``guarded`` inputs they are made from, then values of other
+    ``Invariant``s. Kept while these are the same objects, the inputs unchanged in place (inference
+    tensors count no changes: they are compared). Recordings that compute the same keep it once.
     """
 
     def __init__(
-        self, body: nn.Module, name: str, guarded: int, *, flops: int, seconds: float
+        self, body: nn.Module, program: Program, guarded: int, *, flops: int, seconds: float
     ) -> None:
         super().__init__()
-        self.body, self.name, self.guarded = body, name, guarded
+        self.body, self.program, self.guarded = body, program, guarded
         self.flops, self.seconds = flops, seconds
 
     def forward(self, call: Call, *inputs: Any) -> Any:
-        kept = call.trajectory.kept.setdefault(self.name, [])
-        keys = inputs[: self.guarded]
+        kept = call.trajectory.kept.setdefault(self.program, [])
         for entry in kept:
-            if entry.fits(keys):
+            if entry.fits(inputs):
                 call.state.flops_saved += self.flops
                 call.state.seconds_saved += self.seconds
                 return entry.values
         values = self.body(*inputs)
         del kept[: max(0, len(kept) - MAX_GUIDANCE_BRANCHES + 1)]
         kept[:] = [k for k in kept if all(r() is not None for r in k.references)]
+        keys, others = inputs[: self.guarded], inputs[self.guarded :]
         kept.append(_Kept(
-            references=tuple(TensorWeakRef(t) for t in keys),
-            versions=tuple(None if t.is_inference() else t._version for t in keys),
-            copies=tuple(t.clone() if t.is_inference() else None for t in keys),
-            values=values,
+            references=tuple(map(_reference, inputs)),
+            versions=(*(None if t.is_inference() else t._version for t in keys), *(None,) * len(others)),
+            copies=(*(t.clone() if t.is_inference() else None for t in keys), *(None,) * len(others)),
+            values=values, guarded=self.guarded,
         ))  # fmt: skip
         return values
+
+
+def _reference(value: Any) -> Callable[[], Any]:
+    return TensorWeakRef(value) if isinstance(value, Tensor) else lambda: value
+
+
+def _invariant_programs(graph: nn.Module) -> set[Program]:
+    return {module.program for module in graph.modules() if isinstance(module, Invariant)}
 
 
 class AudioWrites(nn.Module):
@@ -354,7 +372,8 @@ def bytes_held(trajectory: Trajectory, weights: Iterable[Tensor] = ()) -> int:
     for entries in trajectory.kept.values():
         for entry in entries:
             add(entry.values)
-            given = [tensor for r in entry.references if (tensor := r()) is not None]
+            inputs = entry.references[: entry.guarded]
+            given = [tensor for r in inputs if (tensor := r()) is not None]
             others |= {t.untyped_storage()._cdata for t in given if type(t) is Tensor}
     for memory in others & seen.keys():
         del seen[memory]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 from torch.fx import Node
 
-from synccache.fx.cost import lives_between
+from synccache.fx.cost import lifetimes, lives_between
 from synccache.fx.estimate import dtype_of, traffic
-from synccache.fx.hoist import MIN_SHARE, margins
+from synccache.fx.hoist import MIN_SHARE, hoistable, margins
 from synccache.fx.planning import border_shape
 from synccache.fx.program import ResidualProgram
 from synccache.fx.runs import Layout
@@ -33,14 +33,15 @@ def sample(
 
     gaps = [[branch.index for branch in region.branches] for region in layout.regions]
     lives = [lives_between(program, layout, gap) for gap in range(len(layout.regions) - 1)]
+    lived = lifetimes(captured, layout, hoistable(captured, program.tags))
     return Sample(
         sizes=dict(sizes),
         problem=problem,
         operations=tuple(_operation(model, node) for node in captured.graph.nodes),
         gap_work=tuple(work(indices) for indices in gaps),
         live_work=tuple(work(indices) for indices in lives),
-        births=tuple(_element(life.size, life.shape) for life in captured.lifetimes),
-        deaths=tuple(life.death for life in captured.lifetimes),
+        births=tuple(_element(life.size, life.shape) for life in lived),
+        deaths=tuple(life.death for life in lived),
         bytes_per_branch=bytes_per_branch,
         resolution=border_shape(layout) if layout.regions else (),
         margins=tuple(_margin(number, *found) for found in margins(captured, program.tags)),

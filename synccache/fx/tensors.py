@@ -7,7 +7,7 @@ import math
 import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from inspect import unwrap
 from typing import Any, NamedTuple
@@ -93,7 +93,7 @@ class Lifetimes:
         self.sizes: list[int] = []  # bytes, in order of birth
         self.shapes: list[tuple[int, ...]] = []
         self.deaths: list[int] = []  # how many were born by then; UNENDED while it lives
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
 
     def born(self, fresh: tuple[bool, ...], out: Any) -> None:
         """Notes the memory of an operation's results, those that are no views and no operands."""
@@ -114,7 +114,14 @@ class Lifetimes:
         self.sizes.append(storage.nbytes())
         self.shapes.append(tuple(shape))
         self.deaths.append(UNENDED)
-        self._alive[key] = weakref.ref(storage, dies)
+        self._alive[key] = weakref.ref(storage, dies), index
+
+    def birth(self, tensor: torch.Tensor) -> int | None:
+        """The place in order of birth of the memory that a tensor lies in; None: not made here."""
+        if storage_key(tensor) is None:
+            return None
+        found = self._alive.get(id(tensor.untyped_storage()))
+        return None if found is None else found[1]
 
     def stop(self) -> tuple[Lifetime, ...]:
         """Everything born, in order; what lives now has no end."""
@@ -134,6 +141,16 @@ def peak_bytes(lifetimes: Iterable[Lifetime]) -> int:
         freed[death] += size
         peak = max(peak, alive)
     return peak
+
+
+def kept_until(
+    lifetimes: Sequence[Lifetime], longer: Iterable[tuple[int, int]]
+) -> tuple[Lifetime, ...]:
+    """Where memory lives longer: pairs of a birth, and a later birth that it still sees."""
+    found = list(lifetimes)
+    for birth, seen in longer:
+        found[birth] = found[birth]._replace(death=max(found[birth].death, seen + 1))
+    return tuple(found)
 
 
 class Watch(TorchDispatchMode):

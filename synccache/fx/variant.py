@@ -14,6 +14,7 @@ from synccache.fx.match import RuleMatch
 from synccache.fx.program import ResidualProgram
 from synccache.fx.rewrite import Rewritten
 from synccache.fx.runs import Layout
+from synccache.fx.verify import Before
 from synccache.planner import Plan
 from synccache.planner.goals import RegionSchedule
 from synccache.policies.dsl import Predictor
@@ -23,7 +24,6 @@ from synccache.policies.dsl import Predictor
 class WarmUp:
     """The same forward with every region apart, for steps on which drift is measured."""
 
-    name: str
     emitted: Rewritten
     layout: Layout
     predictor: Predictor
@@ -63,6 +63,10 @@ class Variant:
         """The timestep among the input tensors of a call, if an input is marked as it."""
         found = nodes_tagged(self.tags, "timestep")
         return tensors[self.captured.placeholders.index(found[0])] if found else None
+
+    def before(self, tensors: list[Tensor]) -> Before | None:
+        """What to restore where a guard stops a run, if a run changes anything by then."""
+        return Before(tensors) if self.rewinds else None
 
     def with_plan_of(self, other: Variant) -> Variant:
         """This graph, with what ``other`` found for more guidance branches; their graphs are equal."""
