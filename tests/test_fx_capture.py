@@ -214,6 +214,7 @@ def test_a_call_with_and_without_autocast_is_two_recordings() -> None:
 def test_random_numbers_follow_the_seed() -> None:
     def forward(self: Model, x: Tensor) -> Tensor:
         noise = torch.randn_like(x)
+        torch.rand(1)  # not used, but the next draw is another one because of it
         return self.a(x + noise) * torch.rand(1)
 
     small = model(forward)
@@ -241,9 +242,7 @@ def test_a_compiled_module_is_called_whole() -> None:
     with torch.no_grad():
         compiled = check(model(forward, WithCompiled))
 
-    assert "self.model.inner(" in compiled.code.replace("model_inner", "model.inner") or any(
-        n.target == "model.inner" for n in compiled.variant.captured.graph.nodes
-    )
+    assert any(n.target == "model.inner" for n in compiled.variant.captured.graph.nodes)
 
 
 def test_a_compiled_function_is_recorded_through() -> None:
@@ -253,7 +252,10 @@ def test_a_compiled_function_is_recorded_through() -> None:
         return self.b(gelu(self.a(x)))
 
     with torch.no_grad():
-        check(model(forward))
+        compiled = check(model(forward))
+
+    targets = [str(n.target) for n in compiled.variant.captured.graph.nodes]
+    assert any("gelu" in target for target in targets)
 
 
 def test_hooks_on_sub_modules_run_on_every_call() -> None:
@@ -353,14 +355,16 @@ def test_a_recording_holds_no_intermediate_tensor() -> None:
         from weakref import ref
 
         h = self.a(x)
-        held.append(ref(h))
-        return self.b(h)
+        reference = ref(h)
+        h = self.b(h)
+        held.append(reference())
+        return h
 
     small = model(forward)
     with torch.no_grad():
         out, captured = capture(small, (x_of(0),), {})
 
-    assert all(reference() is None for reference in held)
+    assert held and all(still is None for still in held)
     assert [n.target for n in captured.graph.nodes if n.op == "call_module"] == [
         "model.a",
         "model.b",

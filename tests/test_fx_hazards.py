@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -235,10 +235,15 @@ def test_one_tensor_passed_as_two_arguments() -> None:
 # ------------------------------------------------------------------- what goes in and out
 
 
-@dataclass
+@dataclass(slots=True)
 class Pair:
     left: Tensor
     right: Any
+
+
+class Trio(NamedTuple):
+    first: Tensor
+    rest: Any
 
 
 class Bag(OrderedDict):  # type: ignore[type-arg]
@@ -248,10 +253,14 @@ class Bag(OrderedDict):  # type: ignore[type-arg]
 def test_nested_containers_in_and_out() -> None:
     def forward(self: Model, x: Any, extra: Any) -> Any:
         pair = Pair(self.a(x[0]), [extra["k"].left, {"n": 3}])
-        return {"pair": pair, "bag": Bag(z=self.b(x[1][0])), "t": (pair.left, None, 1.5)}
+        trio = Trio(x[1].first * 2, [pair.left])
+        bag = Bag(z=self.b(x[1].rest[0]))
+        return {"pair": pair, "bag": bag, "trio": trio, "t": (pair.left, None, 1.5)}
 
     def call(seed: int) -> Any:
-        return [x_of(seed), (x_of(seed + 1),)], {"k": Pair(x_of(seed + 2), "r")}
+        return [x_of(seed), Trio(x_of(seed + 1), (x_of(seed + 3),))], {
+            "k": Pair(x_of(seed + 2), "r")
+        }
 
     check(model(forward), call(0), call(10), captures=1)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_fx_hazards import WIDTH, Model, check, model, same, x_of
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 import synccache
 from synccache.errors import CaptureError
@@ -73,8 +74,6 @@ def test_a_kernel_in_the_models_own_forward_is_refused_with_its_line() -> None:
 
 def test_an_extension_that_torch_does_not_see_keeps_its_module_closed() -> None:
     """DLPack's two functions are written in C and call nothing that could be seen."""
-    from torch.utils.dlpack import from_dlpack, to_dlpack
-
     compiled = check(with_part(lambda self, x: from_dlpack(to_dlpack(x)) * 2))
 
     assert closed(compiled) == ("part",)
@@ -88,10 +87,47 @@ def test_a_table_from_numpy_keeps_its_module_closed() -> None:
     assert closed(compiled) == ("part",)
 
 
-def test_a_number_read_through_numpy_keeps_its_module_closed() -> None:
-    compiled = check(with_part(lambda self, x: x * float(x.numpy().sum())))
+@pytest.mark.parametrize("array", [Tensor.numpy, np.asarray, np.from_dlpack])
+def test_a_number_read_through_numpy_keeps_its_module_closed(array: Any) -> None:
+    compiled = check(with_part(lambda self, x: x * float(array(x).sum())))
 
     assert closed(compiled) == ("part",)
+
+
+def test_numpy_may_read_what_no_input_reaches() -> None:
+    def part(self: Any, x: Tensor) -> Tensor:
+        return x * float(torch.arange(4).numpy().sum())
+
+    assert closed(check(with_part(part))) == ()
+
+
+class Given:
+    """Not a container that a graph could hold."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_an_object_that_carries_a_tensor_into_a_closed_module_closes_what_makes_it() -> None:
+    inner: Any = type("Inner", (nn.Module,), {"forward": lambda self, g: g.tensor * 2})()
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.inner(Given(x + 1))
+
+    small: Any = with_part(forward)
+    small.part.inner = inner
+    compiled = synccache.compile(small, "exact", leaves=["part.inner"])
+    for seed in range(3):
+        assert same(small(x_of(seed)), compiled(x_of(seed)))
+
+    assert closed(compiled) == ("part", "part.inner")
+
+
+def test_an_object_that_the_model_itself_passes_to_a_closed_module_is_refused() -> None:
+    small: Any = model(lambda self, x: self.part(Given(self.a(x))), WithPart)
+    small.part = type("Part", (nn.Module,), {"forward": lambda self, g: g.tensor * 2})()
+    with pytest.raises(CaptureError, match="that an object carries into part"):
+        synccache.compile(small, "exact", leaves=["part"])(x_of(0))
 
 
 def test_a_custom_operator_is_recorded() -> None:
@@ -148,7 +184,7 @@ def test_a_tensor_kept_from_another_call_is_no_constant() -> None:
 def test_the_smallest_module_stays_closed() -> None:
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.from_numpy(np.tanh(x.numpy()))
+            return from_dlpack(to_dlpack(x)) * 2
 
     class Middle(nn.Module):
         def __init__(self) -> None:

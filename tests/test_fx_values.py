@@ -45,12 +45,18 @@ def test_a_branch_on_values_is_recorded_again_when_it_goes_the_other_way() -> No
     check(model(forward), (up,), (down,), (up * 2,), (down * 2,), captures=2)
 
 
-def test_an_input_written_to_before_a_guard_stops_the_run_is_put_back() -> None:
-    def forward(self: Model, x: Tensor, y: Tensor) -> Tensor:
-        y.add_(1)
-        noise = torch.rand(1)
-        return self.a(x) * noise if y.mean() > 0 else self.b(x) + y
+def _writing(self: Model, x: Tensor, y: Tensor) -> Tensor:
+    y.add_(1)
+    return self.a(x) if y.mean() > 0 else self.b(x) + y
 
+
+def _drawing(self: Model, x: Tensor, y: Tensor) -> Tensor:
+    noise = torch.rand(1)
+    return self.a(x) * noise if (noise * x.abs() * y).mean() > 0 else self.b(x) + noise
+
+
+@pytest.mark.parametrize("forward", [_writing, _drawing])
+def test_what_was_done_before_a_guard_stops_the_run_is_undone(forward: Callable[..., Any]) -> None:
     small = model(forward)
     compiled = synccache.compile(small, "exact")
     for shift in (5.0, -5.0, 4.0, -4.0):

@@ -156,8 +156,7 @@ def _closing(
         except Unplaceable as problem:
             if problem.path == "" or problem.path in closed:
                 raise CaptureError(
-                    f"a tensor appears at {problem.line} that no torch operation of this forward made "
-                    "(an extension, numpy, or a value kept from another call).",
+                    f"a tensor appears at {problem.line} that {problem.what}.",
                     where=type(model).__name__,
                     hint="Move that code into a sub-module; synccache then calls it as a whole.",
                 ) from problem

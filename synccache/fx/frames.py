@@ -17,6 +17,11 @@ from torch.fx import Node
 
 from synccache.fx.inputs import Structure
 
+FROM_NOWHERE = (
+    "no torch operation of this forward made (an extension, numpy, or a value kept from another "
+    "call)"
+)
+
 
 @dataclass(eq=False, slots=True)
 class Frame:
@@ -36,11 +41,11 @@ class Frame:
 
 
 class Unplaceable(Exception):
-    """A tensor that no recorded operation made; the module called at ``path`` must stay closed."""
+    """A tensor that a graph could not pass on; the module called at ``path`` must stay closed."""
 
-    def __init__(self, path: str, line: str) -> None:
+    def __init__(self, path: str, line: str, what: str = FROM_NOWHERE) -> None:
         super().__init__(path)
-        self.path, self.line = path, line
+        self.path, self.line, self.what = path, line, what
 
 
 class SeesModuleCalls(Protocol):

@@ -23,8 +23,18 @@ MIN_SHARE = 0.01  # of a top-level module's FLOPs: opening it for less makes cod
 _RANDOM = {
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal",
     "normal_", "uniform_", "bernoulli", "bernoulli_", "multinomial", "dropout", "exponential_",
-    "empty", "empty_like", "new_empty", "random_",
+    "random_",
 }  # fmt: skip
+_UNFILLED = {"empty", "empty_like", "new_empty"}
+
+
+def draws(node: Node) -> bool:
+    """Whether an operation takes random numbers, so that the next one finds others."""
+    return _name(node) in _RANDOM
+
+
+def _name(node: Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def hoistable(captured: Captured, tags: Mapping[Node, str]) -> dict[Node, int]:
@@ -70,10 +80,10 @@ def _invariant_nodes(captured: Captured, variant: int) -> set[Node]:
             if node.meta.get("opaque", False):
                 moving.add(node)
             continue
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         # a module called whole, not one of torch's own, may do what nobody sees: it runs every time
         if (
-            name in _RANDOM
+            draws(node)
+            or _name(node) in _UNFILLED
             or node.meta.get("opaque", False)
             or captured.depends[node] & variant
             or any(n in moving for n in node.all_input_nodes)

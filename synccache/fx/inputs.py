@@ -263,7 +263,9 @@ def _plain_changes(old: Any, new: Any) -> list[str]:
     for name in {**before, **now}:
         pair = [side[name] for side in (before, now) if name in side]
         if len(pair) < 2 or pair[0] != pair[1]:
-            plain = len(pair) == 2 and all(isinstance(v[1], (*_PLAIN, type(None))) for v in pair)
+            plain = len(pair) == 2 and all(
+                isinstance(v, tuple) and isinstance(v[1], (*_PLAIN, type(None))) for v in pair
+            )
             values = f": {pair[0][1]!r} -> {pair[1][1]!r}" if plain else ""
             found.append(f"the plain (non-tensor) argument `{name}` has another value{values}")
     return found

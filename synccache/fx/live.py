@@ -10,16 +10,17 @@ from synccache.errors import MatchError
 from synccache.fx.capture import Captured
 from synccache.fx.emit import nodes_in
 from synccache.fx.frames import Frame
+from synccache.fx.hoist import draws
 from synccache.fx.match import RuleMatch
 from synccache.fx.runs import Layout
 
 
 def live_nodes(captured: Captured, matches: Sequence[RuleMatch], layout: Layout) -> set[Node]:
-    """Nodes that the output, the probes or a lasting write need; guards on them; call arguments."""
+    """Nodes that the output, the probes or a lasting write need; guards; what draws; call arguments."""
     graph = captured.graph
     roots = [graph.output_node(), *(n for m in matches for t in m.taps.values() for n in t.nodes)]
     roots += [n for n in graph.nodes if "after_reads" in n.meta and _lasting(n)]
-    roots += [n for n in graph.nodes if "guard" in n.meta]
+    roots += [n for n in graph.nodes if "guard" in n.meta or draws(n)]
     live = _closure(roots)
     hidden = {n for r in layout.regions for n in r.body} - {
         run.end for r in layout.regions for run in r.runs

@@ -43,6 +43,7 @@ from synccache.fx.targets import (
     PLAIN,
     is_cast,
     is_plain,
+    refuse_assignment,
     shape_from_values,
     tells_facts,
     write_call,
@@ -86,8 +87,6 @@ class Recorder(TorchFunctionMode):
         self._main, self.generators = main_module(model), generators
         self._brought = {f"model.{name}" for name in model._parameters if is_offloaded(model)}
 
-    # ---- running
-
     @contextmanager
     def recording(self) -> Iterator[None]:
         with stance("force_eager"), module_calls_seen(self), self.watch, self:
@@ -130,9 +129,9 @@ class Recorder(TorchFunctionMode):
     def _call_leaf(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
         with _Unseen():
             mapped, operands = self._operands((args, kwargs))
-            known = {id(t) for t, _ in operands}  # and what an object of another kind carries
-            more = [t for t in tensors_of((args, kwargs)) if id(t) not in known]
-            operands += [(t, self.node_of(t)) for t in more]
+            known = {id(t) for t, _ in operands}
+            if any(id(t) not in known and self._depends_on(t) for t in tensors_of((args, kwargs))):
+                raise Unplaceable(self.frame.path, user_line(), f"an object carries into {path}")
         opaque = path in self.closed or is_opaque(module)
 
         def emit(a: Any, k: Any) -> Node:
@@ -154,8 +153,10 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self.paused or name in ("set_grad_enabled", "_set_grad_enabled"):
+        if self.paused:
             return func(*args, **kwargs)
+        if name == "__set__" and id(args[0]) not in self.live and self._depends_on(args[0]):
+            refuse_assignment(func.__self__.__name__)
         if name == "__get__":  # x.shape, x.dtype, x.device: fixed by the signature; x.T, x.real
             probe = func(*args, **kwargs)
             if not isinstance(probe, torch.Tensor):
@@ -184,8 +185,6 @@ class Recorder(TorchFunctionMode):
         run = (lambda: func(*args, **kwargs)) if probe is None else (lambda: probe)
         return self._run(run, *self._operands((args, kwargs)),
                          lambda a, k: write_call(self.graph, func, name, a, k))  # fmt: skip
-
-    # ---- one operation
 
     def _run(
         self, call: Callable[[], Any], mapped: Any, operands: list[_Operand], emit: Callable[..., Node]

@@ -62,11 +62,6 @@ def write_call(graph: Graph, func: Any, name: str, args: Any, kwargs: Any) -> No
         return _call(graph, ops.setitem, args, kwargs)
     if name == "__get__":
         return _call(graph, getattr, (args[0], func.__self__.__name__), {})
-    if name == "__set__":
-        raise CaptureError(
-            f"the forward assigns `.{func.__self__.__name__}` of a tensor ({user_line()}).",
-            hint="Write with copy_() instead, or keep that module closed.",
-        )
     if name == "type_as":
         return _call(graph, "to", (args[0], args[1].meta["dtype"]), {})
     if name in _REVERSED and len(args) == 2:
@@ -76,6 +71,15 @@ def write_call(graph: Graph, func: Any, name: str, args: Any, kwargs: Any) -> No
     if getattr(torch.Tensor, name, None) is func and isinstance(args[0], Node):
         return _call(graph, name, args, kwargs)
     return _call(graph, func, args, kwargs)
+
+
+def refuse_assignment(attribute: str) -> None:
+    """Refuses ``x.data = y`` and its like, which give a tensor other memory."""
+    if attribute not in ("requires_grad", "grad"):
+        raise CaptureError(
+            f"the forward assigns `.{attribute}` of a tensor ({user_line()}).",
+            hint="Write with copy_() instead, or keep that module closed.",
+        )
 
 
 def _call(graph: Graph, target: Any, args: Any, kwargs: Any) -> Node:
