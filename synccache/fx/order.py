@@ -22,13 +22,14 @@ def know_again(
         StateError: a call that stands where one branch was called before comes with a tensor, such as
             the text, that another branch was given: it would be mixed with the residuals of that place.
     """
-    if not named and run.windowed is False:
+    unmixed = named or not variant.matches  # without rules no branch holds anything of its own
+    if not unmixed and run.windowed is False:
         _refuse_windows(run, tensors, variant)
     state = run.branches[key]
     if not state.inputs:
         state.inputs = tuple(map(TensorWeakRef, tensors))
         return
-    if named or len(state.inputs) != len(tensors):
+    if unmixed or len(state.inputs) != len(tensors):
         return  # the caller says which it is; another signature
     changing = nodes_tagged(variant.tags, SAMPLE, "timestep")  # two buffers may take turns
     for other, theirs in run.branches.items():
