@@ -1,4 +1,4 @@
-"""Train the transformer: python -m synccache.portrait.train --folder /tmp/portrait_train --max-minutes 95."""
+"""Train the transformer: python -m synccache.portrait.train --folder portrait_train --max-minutes 95."""
 
 import argparse
 import os
@@ -99,7 +99,7 @@ def _export(model: nn.Module, path: Path) -> None:
 def main() -> None:
     """Train until the time is over; resume where a checkpoint is; export averaged weights whenever they got better."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/portrait_train"))
+    parser.add_argument("--folder", type=Path, default=Path("portrait_train"))
     parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--max-minutes", type=float, default=95.0)
     parser.add_argument("--start-from", type=Path, help="weights to begin with (safetensors)")

@@ -1,4 +1,4 @@
-"""Train the tokenizer: python -m synccache.portrait.train_autoencoder --folder /tmp/portrait_train --max-minutes 18."""
+"""Train the tokenizer: python -m synccache.portrait.train_autoencoder --folder portrait_train --max-minutes 18."""
 
 import argparse
 import math
@@ -89,7 +89,7 @@ def _measure_latents(model: PortraitAutoencoder, clips: ClipSet) -> None:
 def main() -> None:
     """Train until the time is over, resume where a checkpoint is, export fp16 weights with the latent statistics."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/portrait_train"))
+    parser.add_argument("--folder", type=Path, default=Path("portrait_train"))
     parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--max-minutes", type=float, default=18.0)
     parser.add_argument(
