@@ -340,3 +340,15 @@ def test_training_and_evaluation_are_two_recordings() -> None:
         assert small.training is training
         assert same(small(x_of(0)), compiled(x_of(0)))
     assert compiled.captures == 2
+
+
+def test_another_dtype_is_another_recording() -> None:
+    def forward(self: Model, x: Tensor) -> Tensor:
+        return self.a(x.float()) * (2 if x.dtype is torch.float64 else 3)
+
+    small = model(forward)
+    compiled = synccache.compile(small, "exact")
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        x = x_of(0).to(dtype)
+        assert same(small(x), compiled(x))
+    assert compiled.captures == 2

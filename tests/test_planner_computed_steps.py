@@ -1,6 +1,8 @@
 """Planned steps: the recursion finds what trying every schedule finds; weights and rules hold."""
 
+from collections.abc import Sequence
 from itertools import combinations
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ from synccache.planner.computed_steps import (
     Terms,
     best_schedules,
     evenly_spaced,
-    interpolation_weights,
     plan_steps,
     prediction_weights,
     schedule_error,
@@ -198,3 +199,10 @@ def test_a_given_schedule_gets_the_predictors_weights() -> None:
 
     assert plan.letters == "CSCSSS"
     assert plan.coefficients[1] == (3, (0, 2), (-0.5, 1.5))
+
+
+def interpolation_weights(anchors: Sequence[int], at: int) -> tuple[float, ...]:
+    """Lagrange weights of the polynomial through the steps ``anchors``, read at step ``at``."""
+    return tuple(
+        prod((at - j) / (i - j) for j in anchors if j != i) for i in anchors
+    )  # fmt: skip

@@ -22,7 +22,7 @@ import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from math import inf, prod
+from math import inf
 
 import numpy as np
 
@@ -284,13 +284,6 @@ def _fitted(products: Matrix, anchors: Anchors, at: list[int], ridge: float) -> 
     damped = square + ridge * np.trace(square) / len(older) * np.eye(len(older))
     found = np.linalg.solve(damped, against_newest(older, at)).T
     return np.column_stack([found, 1.0 - found.sum(axis=1)])
-
-
-def interpolation_weights(anchors: Sequence[int], at: int) -> tuple[float, ...]:
-    """Lagrange weights of the polynomial through the steps ``anchors``, read at step ``at``."""
-    return tuple(
-        prod((at - j) / (i - j) for j in anchors if j != i) for i in anchors
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
